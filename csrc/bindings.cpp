@@ -1,0 +1,151 @@
+// The Python module fpfast._native: addresses and sizes come in, are checked once more here, and go to a kernel.
+// fpfast/native.py is its only caller.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cpu/levels.h"
+#ifdef FPFAST_CUDA
+#include "cuda/launch.h"
+#endif
+
+namespace py = pybind11;
+
+namespace fpfast {
+namespace {
+
+struct Level {
+  const char* name;
+  const CpuKernels* kernels;
+  bool runs_here;
+};
+
+const std::vector<Level>& levels() {
+  static const std::vector<Level> all = {
+#ifdef FPFAST_X86
+      {"avx512", &avx512::kernels,
+       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma")},
+      {"avx2", &avx2::kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+#endif
+      {"baseline", &baseline::kernels, true},
+  };
+  return all;
+}
+
+const CpuKernels& kernels_of(const std::string& level) {
+  for (const Level& one : levels())
+    if (level == one.name && one.runs_here) return *one.kernels;
+  throw py::value_error("level: expected one that this processor has (see levels()), got '" + level + "'");
+}
+
+std::vector<std::string> level_names() {
+  std::vector<std::string> names;
+  for (const Level& one : levels())
+    if (one.runs_here) names.push_back(one.name);
+  return names;
+}
+
+void require(bool ok, const char* message) {
+  if (!ok) throw py::value_error(message);
+}
+
+void check_sizes(int64_t samples, int64_t elements, int64_t first_sample, int64_t draw) {
+  require(samples >= 0 && elements >= 0, "samples, elements: expected sizes that are not negative");
+  require(elements <= (int64_t(1) << 34), "elements: expected at most 2^34 in one sample");
+  require(samples == 0 || elements <= INT64_MAX / 8 / samples, "samples, elements: expected a product below 2^60");
+  require(first_sample >= 0 && first_sample <= (int64_t(1) << 48) - samples, "first_sample: expected 48-bit indices");
+  require(draw >= 0 && draw <= int64_t(UINT32_MAX), "draw: expected 32 bits");
+}
+
+Noise make_noise(uintptr_t seeds, bool per_sample, int64_t first_sample, int stream, int64_t draw) {
+  require(stream >= 0 && stream < (1 << 16), "stream: expected 16 bits");
+  return {reinterpret_cast<const uint64_t*>(seeds), per_sample, uint64_t(first_sample), uint32_t(stream), uint32_t(draw)};
+}
+
+Combine make_combine(uintptr_t out, const std::vector<std::tuple<uintptr_t, int>>& operands, uintptr_t coef,
+                     bool coef_per_sample, const Noise& noise, int64_t samples, int64_t elements) {
+  require(!operands.empty() && operands.size() <= max_operands, "operands: expected 1 to 4");
+  Combine op{};
+  op.out = reinterpret_cast<float*>(out);
+  for (const auto& [address, dtype] : operands) {
+    require(dtype >= 0 && dtype <= int(Dtype::float16), "operands: expected dtype codes 0 to 2");
+    op.operand[op.operands] = reinterpret_cast<const void*>(address);
+    op.dtype[op.operands++] = Dtype(dtype);
+  }
+  op.coef = reinterpret_cast<const float*>(coef);
+  op.coef_per_sample = coef_per_sample;
+  op.noise = noise;
+  op.samples = samples, op.elements = elements;
+  const bool some = samples > 0 && elements > 0;
+  require(op.coef != nullptr && (!some || (op.out != nullptr && op.operand[0] != nullptr)), "a pointer is null");
+  return op;
+}
+
+void cpu_combine(const std::string& level, uintptr_t out, const std::vector<std::tuple<uintptr_t, int>>& operands,
+                 uintptr_t coef, bool coef_per_sample, uintptr_t seeds, bool seeds_per_sample, int64_t first_sample,
+                 int stream, int64_t draw, int64_t samples, int64_t elements, int threads) {
+  check_sizes(samples, elements, first_sample, draw);
+  const Noise noise = make_noise(seeds, seeds_per_sample, first_sample, stream, draw);
+  const Combine op = make_combine(out, operands, coef, coef_per_sample, noise, samples, elements);
+  const CpuKernels& kernels = kernels_of(level);
+  py::gil_scoped_release release;
+  kernels.combine(op, threads < 1 ? 1 : threads);
+}
+
+void cpu_noise(const std::string& level, uintptr_t out, int kind, uintptr_t seeds, bool seeds_per_sample,
+               int64_t first_sample, int stream, int64_t draw, int64_t samples, int64_t elements, int threads) {
+  check_sizes(samples, elements, first_sample, draw);
+  require(kind >= 0 && kind <= int(Kind::rademacher), "kind: expected 0 to 2");
+  const bool some = samples > 0 && elements > 0;
+  require(seeds != 0 && (!some || out != 0), "a pointer is null");
+  const Noise noise = make_noise(seeds, seeds_per_sample, first_sample, stream, draw);
+  const CpuKernels& kernels = kernels_of(level);
+  py::gil_scoped_release release;
+  kernels.noise(reinterpret_cast<float*>(out), Kind(kind), noise, samples, elements, threads < 1 ? 1 : threads);
+}
+
+#ifdef FPFAST_CUDA
+void cuda_combine(uintptr_t out, const std::vector<std::tuple<uintptr_t, int>>& operands, uintptr_t coef,
+                  bool coef_per_sample, uintptr_t seeds, bool seeds_per_sample, int64_t first_sample, int stream,
+                  int64_t draw, int64_t samples, int64_t elements, uintptr_t cuda_stream) {
+  check_sizes(samples, elements, first_sample, draw);
+  const Noise noise = make_noise(seeds, seeds_per_sample, first_sample, stream, draw);
+  const Combine op = make_combine(out, operands, coef, coef_per_sample, noise, samples, elements);
+  py::gil_scoped_release release;
+  const char* error = fpfast::cuda::combine(op, reinterpret_cast<void*>(cuda_stream));
+  if (error) throw std::runtime_error(std::string("fpfast::combine on CUDA: ") + error);
+}
+
+void cuda_noise(uintptr_t out, int kind, uintptr_t seeds, bool seeds_per_sample, int64_t first_sample, int stream,
+                int64_t draw, int64_t samples, int64_t elements, uintptr_t cuda_stream) {
+  check_sizes(samples, elements, first_sample, draw);
+  require(kind >= 0 && kind <= int(Kind::rademacher), "kind: expected 0 to 2");
+  const Noise noise = make_noise(seeds, seeds_per_sample, first_sample, stream, draw);
+  py::gil_scoped_release release;
+  const char* error = fpfast::cuda::noise(reinterpret_cast<float*>(out), Kind(kind), noise, samples, elements,
+                                          reinterpret_cast<void*>(cuda_stream));
+  if (error) throw std::runtime_error(std::string("fpfast::noise on CUDA: ") + error);
+}
+#endif
+
+}  // namespace
+}  // namespace fpfast
+
+PYBIND11_MODULE(_native, m) {
+  using namespace fpfast;
+  m.doc() = "fpfast's kernels behind addresses and sizes.";
+  m.def("levels", level_names, "Instruction-set levels that this processor runs, best first.");
+  m.def("cpu_combine", cpu_combine);
+  m.def("cpu_noise", cpu_noise);
+#ifdef FPFAST_CUDA
+  m.attr("has_cuda") = true;
+  m.def("cuda_combine", cuda_combine);
+  m.def("cuda_noise", cuda_noise);
+#else
+  m.attr("has_cuda") = false;
+#endif
+}

@@ -1,0 +1,26 @@
+"""Samples score-based diffusion models, and measures how far their ODE and SDE samples are apart, in fused kernels."""
+
+from fpfast import noise
+from fpfast.mixture import GaussianMixture
+from fpfast.sample import Info, sample
+from fpfast.score import Score
+from fpfast.sde import EDM, OU, VE, VP, Flow, SubVP
+from fpfast.solvers import SOLVERS
+from fpfast.times import TIMES
+
+__version__ = "0.1.0"
+__all__ = [
+    "EDM",
+    "OU",
+    "SOLVERS",
+    "TIMES",
+    "VE",
+    "VP",
+    "Flow",
+    "GaussianMixture",
+    "Info",
+    "Score",
+    "SubVP",
+    "noise",
+    "sample",
+]

@@ -1,0 +1,133 @@
+"""Who does the arithmetic: the table of backends and the rule that picks one.                              BACKENDS
+
+A backend is an object with ``noise(out, kind, key)`` and ``combine(out, operands, coef, key)``; all have the signatures
+of :mod:`fpfast.reference`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fpfast.errors import unknown
+from fpfast.reference import Key
+
+REINSTALL = "pip install --force-reinstall --no-deps --no-cache-dir fpfast (from its source tree: pip install .)"
+
+
+class Kernels(Protocol):
+    def noise(self, out: Tensor, kind: str, key: Key) -> None: ...
+
+    def combine(self, out: Tensor, operands: list[Tensor], coef: Tensor, key: Key | None) -> None: ...
+
+
+@dataclass(frozen=True)
+class Backend:
+    devices: tuple[str, ...]  # torch device types; empty: any
+    dtypes: tuple[torch.dtype, ...]  # of the state
+    missing: Callable[[], str | None]  # what stands in the way on this machine, and the command that mends it
+    load: Callable[[], Kernels]
+
+
+@functools.cache
+def native_error() -> str | None:
+    """Why ``fpfast._native`` cannot be imported; None where it can."""
+    try:
+        from fpfast import _native  # noqa: F401
+    except ImportError as error:
+        return str(error)
+    return None
+
+
+def _no_native() -> str | None:
+    reason = native_error()
+    return reason and f"the native kernels are not built ({reason}); install g++, then: {REINSTALL}"
+
+
+def _no_cuda() -> str | None:
+    if missing := _no_native():
+        return missing
+    from fpfast import _native
+
+    if not _native.has_cuda:
+        return f"the CUDA kernels are not built; with nvcc on PATH: FPFAST_CUDA=1 {REINSTALL}"
+    return (
+        None if torch.cuda.is_available() else "torch sees no CUDA device; install a CUDA build of torch and a driver"
+    )
+
+
+def _no_triton() -> str | None:
+    return None if importlib.util.find_spec("triton") else "triton is not installed; pip install triton"
+
+
+def _load_reference() -> Kernels:
+    from fpfast import reference
+
+    return reference
+
+
+def _load_cpu() -> Kernels:
+    from fpfast.native import Cpu
+
+    return Cpu()
+
+
+def _load_cuda() -> Kernels:
+    from fpfast.native import Cuda
+
+    return Cuda()
+
+
+def _load_triton() -> Kernels:
+    from fpfast.kernels import combine
+
+    return combine
+
+
+SINGLE = (torch.float32,)
+BACKENDS: dict[str, Backend] = {  # in order of preference
+    "cpu": Backend(("cpu",), SINGLE, _no_native, _load_cpu),
+    "cuda": Backend(("cuda",), SINGLE, _no_cuda, _load_cuda),
+    "triton": Backend(("cuda",), SINGLE, _no_triton, _load_triton),
+    "reference": Backend((), (torch.float32, torch.float64), lambda: None, _load_reference),
+}
+
+
+def obstacle(name: str, device: str, dtype: torch.dtype) -> str | None:
+    """Why backend ``name`` cannot serve states of this kind; None where it can."""
+    backend = BACKENDS[name]
+    if backend.devices and device not in backend.devices:
+        return f"it serves tensors on {' or '.join(backend.devices)}"
+    if dtype not in backend.dtypes:
+        return f"it serves states of {' or '.join(map(str, backend.dtypes))}"
+    return backend.missing()
+
+
+def pick(name: str, device: str, dtype: torch.dtype) -> str:
+    """The backend to use: ``name`` itself, or for "auto" the first of the table that serves this device and dtype.
+
+    Raises ValueError for an unknown name or a dtype that no backend serves, RuntimeError when a named backend cannot
+    serve (with the cause and what would mend it).
+    """
+    if name == "auto":
+        for candidate in BACKENDS:
+            if obstacle(candidate, device, dtype) is None:
+                return candidate
+        raise unknown("dtype", dtype, map(str, BACKENDS["reference"].dtypes))
+    if name not in BACKENDS:
+        raise unknown("backend", name, ["auto", *BACKENDS])
+    if (reason := obstacle(name, device, dtype)) is not None:
+        raise RuntimeError(f"backend: {name!r} cannot serve a {dtype} state on {device}: {reason}")
+    return name
+
+
+@functools.cache
+def kernels(name: str) -> Kernels:
+    """The functions of backend ``name``, imported at first use."""
+    return BACKENDS[name].load()

@@ -1,0 +1,66 @@
+"""The compiled kernels as backends: tensors in, addresses and sizes out to ``fpfast._native``."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fpfast import _native
+from fpfast.reference import Key
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+KINDS = {"normal": 0, "uniform": 1, "rademacher": 2}
+
+
+def _key(key: Key | None) -> tuple[int, bool, int, int, int]:
+    if key is None:
+        return 0, False, 0, 0, 0
+    return key.seed.data_ptr(), key.seed.ndim == 1, key.first_sample, key.stream, key.draw
+
+
+def _sizes(out: Tensor) -> tuple[int, int]:
+    return out.shape[0], math.prod(out.shape[1:])
+
+
+def _operands(operands: list[Tensor]) -> list[tuple[int, int]]:
+    return [(operand.data_ptr(), DTYPES[operand.dtype]) for operand in operands]
+
+
+class Cpu:
+    """SIMD kernels at one instruction-set level (default: the best that this processor has)."""
+
+    def __init__(self, level: str | None = None) -> None:
+        self.level = level or _native.levels()[0]
+
+    def noise(self, out: Tensor, kind: str, key: Key) -> None:
+        _native.cpu_noise(self.level, out.data_ptr(), KINDS[kind], *_key(key), *_sizes(out), torch.get_num_threads())
+
+    def combine(self, out: Tensor, operands: list[Tensor], coef: Tensor, key: Key | None) -> None:
+        _native.cpu_combine(
+            self.level,
+            out.data_ptr(),
+            _operands(operands),
+            coef.data_ptr(),
+            coef.ndim == 2,
+            *_key(key),
+            *_sizes(out),
+            torch.get_num_threads(),
+        )
+
+
+class Cuda:
+    """CUDA C++ kernels, on the tensors' device and its current stream."""
+
+    def noise(self, out: Tensor, kind: str, key: Key) -> None:
+        with torch.cuda.device(out.device):
+            stream = torch.cuda.current_stream().cuda_stream
+            _native.cuda_noise(out.data_ptr(), KINDS[kind], *_key(key), *_sizes(out), stream)
+
+    def combine(self, out: Tensor, operands: list[Tensor], coef: Tensor, key: Key | None) -> None:
+        with torch.cuda.device(out.device):
+            stream = torch.cuda.current_stream().cuda_stream
+            _native.cuda_combine(
+                out.data_ptr(), _operands(operands), coef.data_ptr(), coef.ndim == 2, *_key(key), *_sizes(out), stream
+            )

@@ -1,0 +1,265 @@
+"""The one loop: runs a solver's table on a score."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from fpfast import backends, ops
+from fpfast import noise as noises
+from fpfast.errors import bad, unknown
+from fpfast.score import Score
+from fpfast.solvers import SOLVERS, Plan, Table
+from fpfast.times import grid
+
+Callback = Callable[[int, float, Tensor], Any]
+
+
+class Info(NamedTuple):
+    """What a run did. ``seed`` repeats it (None where every sample had a seed of its own)."""
+
+    evaluations: int  # network calls for each batch
+    seconds: float
+    backend: str
+    nonfinite: int  # samples that hold a NaN or an infinity
+    seed: int | None
+
+
+@overload
+def sample(score: Score, shape: Sequence[int], *, return_info: Literal[False] = False, **options: Any) -> Tensor: ...
+@overload
+def sample(
+    score: Score, shape: Sequence[int], *, return_info: Literal[True], **options: Any
+) -> tuple[Tensor, Info]: ...
+
+
+@torch.no_grad()
+def sample(
+    score: Score,
+    shape: Sequence[int],
+    *,
+    solver: str = "euler_maruyama",
+    steps: int = 100,
+    times: str | Sequence[float] | Tensor | None = None,
+    noise: float = 1.0,
+    seed: noises.Seed = None,
+    first_sample: int = 0,
+    x: Tensor | None = None,
+    final: Literal["mean", "noise"] = "mean",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    backend: str = "auto",
+    batch_size: int | None = None,
+    progress: bool = False,
+    callback: Callback | None = None,
+    return_info: bool = False,
+) -> Tensor | tuple[Tensor, Info]:
+    """Samples by integrating dX = [a x - (1 + noise^2)/2 g^2 s] dt + noise g dW~ from T down (Song et al., 2011.13456).
+
+    Args:
+        score: a :class:`fpfast.Score`: a network, its SDE and what it predicts.
+        shape: (samples, ...), as the network takes it.
+        solver: a key of ``fpfast.solvers.SOLVERS``; each docstring there says order and number of evaluations.
+        steps: number of steps of a named time grid.
+        times: a name of ``fpfast.times.TIMES``, a specification "START:STOP:STEPS,...", a descending sequence from T
+            (one more than steps), or None for the SDE's own grid.
+        noise: lambda >= 0; 0 is the probability-flow ODE, 1 the reverse SDE.
+        seed: an integer in [0, 2^64), a torch.Generator, None (torch's default generator), or one integer per sample.
+        first_sample: number of the first sample. Samples [k, k + n) of a long run are those of first_sample = k.
+        x: the state at T to start from, in place of a draw from the prior. It is not changed.
+        final: "mean": the last step adds no noise; "noise": it does.
+        device: default: that of ``x``, else of the network's parameters, else the CPU.
+        dtype: of the state, float32 or float64 (reference backend).
+        backend: "auto" or a key of ``fpfast.backends.BACKENDS``.
+        batch_size: at most so many samples at a time. Our own arithmetic gives the same bits for every value.
+        progress: a progress bar on stderr.
+        callback: ``callback(step, t, x)`` after each step (1 to steps) with a copy of the batch's state at time t. If it
+            returns a true value the run ends there: this batch and those after it stop at that step.
+        return_info: return (samples, :class:`Info`).
+
+    Returns:
+        Samples at the last time, of the given shape, dtype and device.
+
+    Raises:
+        ValueError, TypeError: an argument is of the wrong kind or out of range, or the network's parameters or outputs
+            are; the message names it.
+        RuntimeError: a named backend cannot serve.
+
+    Warns with RuntimeWarning when samples hold NaN or infinity.
+    """
+    shape = _checked_shape(shape)
+    device = _checked(score, x, shape, solver, noise, final, device, dtype, batch_size)
+    backend = backends.pick(backend, device.type, dtype)
+    seeds = noises.seed_tensor(seed, shape[0], device)
+    plan = Plan(score, grid(score.sde, times, steps), float(noise), final == "noise")
+    table = SOLVERS[solver](plan)
+    run = _Run(score, table, plan.next.t.tolist(), backend, device, dtype, callback)
+    out = torch.empty(shape, dtype=dtype, device=device)
+    size = batch_size or shape[0]
+    starts = range(0, shape[0], size)
+    began = time.perf_counter()
+    with tqdm(total=len(starts) * run.steps, desc="sampling", unit="step", disable=not progress) as bar:
+        for start in starts:
+            part = slice(start, min(start + size, shape[0]))
+            own = seeds[part] if seeds.ndim else seeds
+            first = 0 if seeds.ndim else first_sample + start
+            if x is None:
+                batch = (part.stop - start, *shape[1:])
+                state = score.sde.prior(
+                    batch, seed=own, first_sample=first, device=device, dtype=dtype, backend=backend
+                )
+            else:
+                state = x[part].to(device=device, dtype=dtype, copy=True).contiguous()
+            out[part] = run(state, own, first, bar)
+    nonfinite = int((~out.isfinite()).flatten(1).any(1).sum())
+    if nonfinite:
+        warnings.warn(f"{nonfinite} of {shape[0]} samples hold NaN or infinity", RuntimeWarning, stacklevel=2)
+    if not return_info:
+        return out
+    return out, Info(
+        table.evaluations, time.perf_counter() - began, backend, nonfinite, None if seeds.ndim else int(seeds) % 2**64
+    )
+
+
+class _Run:
+    """A table made ready for one device and dtype."""
+
+    def __init__(
+        self,
+        score: Score,
+        table: Table,
+        ends: list[float],
+        backend: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        callback: Callback | None,
+    ) -> None:
+        self.score, self.table, self.ends, self.backend, self.callback = score, table, ends, backend, callback
+        self.steps = len(table.coef)
+        weights = score.weights
+        # With guidance a stage reads two outputs for each evaluation, unless it would read too many: then they are mixed.
+        self.mix: Tensor | None = None
+        if max(sum(len(weights) if _is_output(name) else 1 for name in stage.of) for stage in table.stages) > 4:
+            self.mix = torch.tensor([*weights, 0, 0, 0], dtype=dtype, device=device)
+            weights = (1.0,)
+        self.weights = weights
+        self.times = table.times.to(device, dtype)
+        self.evaluate = table.evaluate.tolist()
+        self.rows = [[self._row(i, j, device, dtype) for j in range(len(table.stages))] for i in range(self.steps)]
+
+    def _row(
+        self, i: int, j: int, device: torch.device, dtype: torch.dtype
+    ) -> tuple[list[tuple[str, int]], Tensor, bool]:
+        """What stage j of step i reads beside its first operand (slot, which output), its coefficients, whether it has noise.
+
+        Operands with coefficient zero are not read, whatever they hold.
+        """
+        c = self.table.coef[i, j].tolist()
+        first, *others = self.table.stages[j].of
+        operands, values = [], [c[0]]
+        for name, value in zip(others, c[1:-1], strict=False):
+            for which, weight in enumerate(self.weights if _is_output(name) else (1.0,)):
+                if value * weight != 0:
+                    operands.append((name, which))
+                    values.append(value * weight)
+        values += [0.0] * (4 - len(values)) + [c[-1]]
+        return operands, torch.tensor(values, dtype=dtype, device=device), c[-1] != 0
+
+    def __call__(self, x: Tensor, seed: Tensor, first_sample: int, bar: tqdm) -> Tensor:
+        slots: dict[str, tuple[Tensor, ...]] = {"x": (x,)}
+        for i in range(self.steps):
+            for j, stage in enumerate(self.table.stages):
+                if stage.at is not None and self.evaluate[i][j]:
+                    slots[stage.output] = self._outputs(slots[stage.at][0], self.times[i, j])
+                operands, coef, noisy = self.rows[i][j]
+                old = dict(slots)
+                ys = [slots[name][which] for name, which in operands]
+                # In place where nothing else needs the old value.
+                op = ops.combine_ if stage.to == stage.of[0] and not stage.keep else ops.combine
+                slots[stage.to] = (
+                    op(
+                        slots[stage.of[0]][0],
+                        ys,
+                        coef,
+                        seed=seed if noisy else None,
+                        first_sample=first_sample,
+                        stream=stage.stream,
+                        draw=i,
+                        backend=self.backend,
+                    ),
+                )
+                slots.update((to, old[slot]) for slot, to in stage.keep)
+            bar.update()
+            x = slots["x"][0]
+            if self.callback is not None and self.callback(i + 1, self.ends[i], x.clone()):
+                self.steps = i + 1
+                break
+        return slots["x"][0]
+
+    def _outputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.score.outputs(x, t.expand(x.shape[0]))
+        # The network may have returned its input, which the next stage is about to overwrite.
+        outputs = tuple(y.clone() if y.data_ptr() == x.data_ptr() else y for y in outputs)
+        if self.mix is None:
+            return outputs
+        conditional, unconditional = (y.to(x.dtype) for y in outputs)
+        return (ops.combine(conditional, [unconditional], self.mix, backend=self.backend),)
+
+
+def _is_output(slot: str) -> bool:
+    return slot.startswith("y")
+
+
+def _checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(size) for size in shape)
+    except TypeError:
+        raise bad("shape", "(samples, ...)", repr(shape)) from None
+    if not sizes or min(sizes) < 1:
+        raise bad("shape", "(samples, ...) with positive sizes", sizes)
+    return sizes
+
+
+def _checked(
+    score: Score,
+    x: Tensor | None,
+    shape: tuple[int, ...],
+    solver: str,
+    noise: float,
+    final: str,
+    device: torch.device | str | None,
+    dtype: torch.dtype,
+    batch_size: int | None,
+) -> torch.device:
+    """Checks what is not checked elsewhere, and returns the device to run on."""
+    if not isinstance(score, Score):
+        raise TypeError(f"score: expected fpfast.Score(net, sde, predicts=...), got {type(score).__name__}")
+    if solver not in SOLVERS:
+        raise unknown("solver", solver, SOLVERS)
+    if final not in ("mean", "noise"):
+        raise unknown("final", final, ("mean", "noise"))
+    if not 0 <= noise < float("inf"):
+        raise bad("noise", "a finite level that is not negative", noise)
+    if dtype not in (torch.float32, torch.float64):
+        raise bad("dtype", "torch.float32 or torch.float64", dtype)
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise bad("batch_size", "a positive integer or None", repr(batch_size))
+    if x is not None and (tuple(x.shape) != shape or not x.is_floating_point() or not bool(x.isfinite().all())):
+        raise bad("x", f"finite floating-point values of shape {shape}", f"{x.dtype} of shape {tuple(x.shape)}")
+    parameters: Iterable[tuple[str, Tensor]] = ()
+    if isinstance(score.net, nn.Module):
+        parameters = list(score.net.named_parameters())
+    for name, value in parameters:
+        if not bool(value.isfinite().all()):
+            raise bad("score", "a network with finite parameters", f"NaN or infinity in {name!r}")
+    if device is not None:
+        return torch.device(device)
+    if x is not None:
+        return x.device
+    return next((value.device for _, value in parameters), torch.device("cpu"))

@@ -1,0 +1,107 @@
+"""Builds the native extension ``fpfast._native``: CPU kernels at three instruction-set levels, CUDA kernels if nvcc is there.
+
+FPFAST_NATIVE and FPFAST_CUDA, each ``auto`` (default: build if the compiler is there), ``0`` (leave it out) or ``1``
+(fail if it cannot be built), are read here and nowhere else. The result depends on neither torch nor this machine's
+processor; a CUDA part is linked with the static runtime, so the module imports without a GPU or a driver.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from pybind11.setup_helpers import Pybind11Extension
+from setuptools import setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+LEVELS = {
+    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
+    "avx2": ["-mavx2", "-mfma"],
+    "baseline": [],
+}
+# No contraction: the noise must have the same bits everywhere. errno and traps only stand in the way of SIMD.
+KERNEL_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp"]
+CUDA_ARCHITECTURES = ("80", "90", "100", "120")
+
+
+def wanted(name: str) -> str:
+    value = os.environ.get(name, "auto")
+    if value not in ("auto", "0", "1"):
+        sys.exit(f"{name}: expected auto, 0 or 1, got {value!r}")
+    return value
+
+
+def nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    return shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
+
+
+class BuildNative(build_ext):
+    """Compiles each kernel source with flags of its own, then links one module."""
+
+    def run(self) -> None:
+        native = wanted("FPFAST_NATIVE")
+        if native == "0":
+            self.extensions = []
+            return
+        try:
+            super().run()
+        except Exception as error:  # no compiler, or one that is too old: the package works without
+            if native == "1":
+                raise
+            self.extensions = []
+            self.warn(
+                f"fpfast is installed without its native kernels, as plain torch; `fpfast doctor` tells more. {error}"
+            )
+
+    def build_extension(self, ext: Pybind11Extension) -> None:
+        temporary = Path(self.build_temp)
+        temporary.mkdir(parents=True, exist_ok=True)
+        include = ["-I" + directory for directory in (*ext.include_dirs, *self.compiler.include_dirs)]
+        levels = LEVELS if X86 else {"baseline": []}
+        compiler = [*self.compiler.compiler_so, "-fPIC", "-fvisibility=hidden"]
+        objects = []
+        for level, flags in levels.items():
+            objects.append(temporary / f"kernels_{level}.o")
+            source = str(ROOT / "csrc/cpu/kernels.cpp")
+            self.spawn(
+                [*compiler, *KERNEL_FLAGS, *flags, f"-DFPFAST_LEVEL={level}", "-c", source, "-o", str(objects[-1])]
+            )
+        defines = ["-DFPFAST_X86"] if X86 else []
+        libraries: list[str] = []
+        if (cuda_object := self.build_cuda(temporary)) is not None:
+            objects.append(cuda_object)
+            defines.append("-DFPFAST_CUDA")
+            root = Path(os.path.realpath(nvcc() or "")).parent.parent
+            found = next(root.glob("**/libcudart_static.a"))
+            libraries = [str(found), "-ldl", "-lrt", "-lpthread"]
+        objects.append(temporary / "bindings.o")
+        source = str(ROOT / "csrc/bindings.cpp")
+        self.spawn([*compiler, "-std=c++17", "-O2", *include, *defines, "-c", source, "-o", str(objects[-1])])
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        linker = [word for word in self.compiler.linker_so if word != "-g"]
+        linker = [*self.compiler.linker_so_cxx[:1], *linker[1:]] if hasattr(self.compiler, "linker_so_cxx") else linker
+        self.spawn([*linker, *map(str, objects), *libraries, "-fopenmp", "-lstdc++", "-o", str(target)])
+
+    def build_cuda(self, temporary: Path) -> Path | None:
+        cuda, compiler = wanted("FPFAST_CUDA"), nvcc()
+        if cuda == "0" or (cuda == "auto" and compiler is None):
+            return None
+        if compiler is None:
+            sys.exit("FPFAST_CUDA=1: expected nvcc on PATH or under CUDA_HOME, found none")
+        known = subprocess.run([compiler, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
+        usable = [number for number in CUDA_ARCHITECTURES if f"sm_{number}" in known.split()]
+        targets = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in usable]
+        newest = f"-gencode=arch=compute_{usable[-1]},code=compute_{usable[-1]}"  # PTX for GPUs yet to come
+        output = temporary / "cuda_combine.o"
+        flags = ["-std=c++17", "-O3", "-fmad=false", "-cudart=static", "-Xcompiler=-fPIC,-fvisibility=hidden"]
+        self.spawn([compiler, *flags, *targets, newest, "-c", str(ROOT / "csrc/cuda/combine.cu"), "-o", str(output)])
+        return output
+
+
+setup(ext_modules=[Pybind11Extension("fpfast._native", ["csrc/bindings.cpp"])], cmdclass={"build_ext": BuildNative})
