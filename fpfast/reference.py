@@ -18,13 +18,19 @@ MASK = 0xFFFFFFFF
 # Coefficients of csrc/math/normal.h, highest power first.
 LOG = [
     float.fromhex(c)
-    for c in (
-        "0x1.65c77ep-4 -0x1.2504aep-3 0x1.31852ap-3 -0x1.535d2ep-3 "
-        "0x1.98d2c0p-3 -0x1.00049ap-2 0x1.5556f4p-2 -0x1.fffffap-2"
-    ).split()
+    for c in [
+        "0x1.65c77ep-4",
+        "-0x1.2504aep-3",
+        "0x1.31852ap-3",
+        "-0x1.535d2ep-3",
+        "0x1.98d2c0p-3",
+        "-0x1.00049ap-2",
+        "0x1.5556f4p-2",
+        "-0x1.fffffap-2",
+    ]
 ]
-SINE = [float.fromhex(c) for c in "-0x1.2d9bb8p-8 0x1.465ec6p-4 -0x1.4abbbap-1 0x1.921fb6p+0".split()]
-COSINE = [float.fromhex(c) for c in "-0x1.4ea9e6p-6 0x1.03b162p-2 -0x1.3bd3a2p+0 0x1p+0".split()]
+SINE = [float.fromhex(c) for c in ["-0x1.2d9bb8p-8", "0x1.465ec6p-4", "-0x1.4abbbap-1", "0x1.921fb6p+0"]]
+COSINE = [float.fromhex(c) for c in ["-0x1.4ea9e6p-6", "0x1.03b162p-2", "-0x1.3bd3a2p+0", "0x1p+0"]]
 LN2_HIGH, LN2_LOW = float.fromhex("0x1.62e4p-1"), float.fromhex("0x1.7f7d1cp-20")
 SQRT_HALF_BITS = 0x3F3504F3
 

@@ -123,7 +123,7 @@ class Score:
         no tensor.
         """
         if self.predicts == "potential":
-            return (self._gradient(x, t),)
+            return (self._gradient(x, t).contiguous(),)
         return tuple(_checked(y, x).contiguous() for y in self._call(x, t))
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:

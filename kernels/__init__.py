@@ -1,1 +1,1 @@
-"""Triton kernels, one file an op. Installed as ``fpfast.kernels``; imported only when the triton backend is asked for."""
+"""Triton kernels, one file an op; installed as ``fpfast.kernels`` and imported only when the backend is used."""

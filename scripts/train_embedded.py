@@ -9,7 +9,7 @@ square of the log-density Fokker-Planck residual
 
     R = d_t phi - d - x.grad phi - 1/2 (|grad phi|^2 + Laplacian phi)
 
-at uniform points of the box [-4, 4]^2. The derivatives in x and t are carried forward through the layers beside the
+times std(t)^2, at uniform points of the box [-4, 4]^2. The derivatives in x and t are carried forward through the layers beside the
 value (forward Laplacian), so one reverse pass gives the gradient of the loss.
 """
 
@@ -78,7 +78,8 @@ def main() -> None:
             t, x = times(args.points), 8 * torch.rand(args.points, 2) - 4
             d_t, score, trace = jets(net, t, x, laplacian=True)
             residual = d_t - 2 - (x * score).sum(1, keepdim=True) - 0.5 * (score.square().sum(1, keepdim=True) + trace)
-            loss = dsm + args.weight * residual.square().mean()
+            variance = -torch.expm1(-2 * t) / 2  # weighs residuals down where scores, and so residuals, are large
+            loss = dsm + args.weight * (variance * residual).square().mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -1,0 +1,289 @@
+"""The command ``fpfast``: gap, sample, doctor, info."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+import fpfast
+import fpfast.doctor
+from fpfast import output, times
+from fpfast.backends import BACKENDS
+from fpfast.data import DATA
+from fpfast.embedded import DATA as EMBEDDED_DATA
+from fpfast.embedded import EMBEDDED, embedded
+from fpfast.errors import bad, unknown
+from fpfast.gap import Gap, gap
+from fpfast.network import load_mlp, load_tensors
+from fpfast.sample import sample
+from fpfast.score import PREDICTIONS, Score
+from fpfast.sde import SDE, SDES
+from fpfast.solvers import SOLVERS
+
+BATCH = 2048  # activations of a small network then stay in the second-level cache
+
+
+def parse_sde(spec: str) -> SDE:
+    """An SDE from "NAME" or "NAME:FIELD=VALUE,..."; raises ValueError for what it does not know."""
+    name, _, fields = spec.partition(":")
+    if name not in SDES:
+        raise unknown("--sde", name, SDES)
+    values = {}
+    for field in filter(None, fields.split(",")):
+        key, _, value = field.partition("=")
+        if key not in SDES[name].__dataclass_fields__:  # type: ignore[attr-defined]
+            raise unknown(f"--sde {name}", key, SDES[name].__dataclass_fields__)  # type: ignore[attr-defined]
+        try:
+            values[key] = float(value)
+        except ValueError:
+            raise bad(f"--sde {name}:{key}", "a number", repr(value)) from None
+    return SDES[name](**values)
+
+
+def load_score(args: argparse.Namespace) -> Score:
+    """The score of ``--net``: an embedded network or a file with its shape given by the other options."""
+    if args.net in EMBEDDED:
+        return embedded(args.net)
+    if args.hidden is None:
+        raise bad("--hidden", f"the widths of the hidden layers of {args.net}, as in --hidden 80 80 80", "nothing")
+    net = load_mlp(
+        args.net, args.hidden, activation=args.activation, potential=args.potential, time_first=args.time_first
+    )
+    return Score(net, parse_sde(args.sde), predicts="potential" if args.potential else args.predicts)
+
+
+def run_options(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "solver": args.solver,
+        "steps": args.steps,
+        "times": args.times,
+        "seed": args.seed,
+        "backend": args.backend,
+        "batch_size": args.batch_size,
+        "progress": sys.stderr.isatty(),
+    }
+
+
+COLUMNS = {
+    "w2_grid": "W2^2 grid",
+    "w2_sliced": "W2^2 sliced",
+    "total_variation": "total variation",
+    "density_l2": "L2 of densities",
+}
+
+
+def gap_rows(results: dict[str, Gap]) -> list[list[str]]:
+    rows = [["network", "pair", *COLUMNS.values()]]
+    for name, result in results.items():
+        for pair, measures in result.table.items():
+            cells = [f"{measures[metric].value:.5f} ± {measures[metric].error:.5f}" for metric in COLUMNS]
+            rows.append([name, pair, *cells])
+    return rows
+
+
+def print_table(rows: list[list[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for k, row in enumerate(rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        if k == 0:
+            print("  ".join("-" * width for width in widths))
+
+
+def gap_json(results: dict[str, Gap], args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "fpfast": fpfast.__version__,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "options": {key: value for key, value in vars(args).items() if key not in ("run", "out")},
+        "networks": {
+            name: {
+                "n": result.n,
+                "evaluations": result.evaluations,
+                "seconds": result.seconds,
+                "outside": result.outside,
+                "distances": {
+                    pair: {metric: estimate._asdict() for metric, estimate in measures.items()}
+                    for pair, measures in result.table.items()
+                },
+            }
+            for name, result in results.items()
+        },
+    }
+
+
+def gap_csv(results: dict[str, Gap]) -> list[list[Any]]:
+    rows: list[list[Any]] = [["network", "pair", "metric", "value", "error"]]
+    for name, result in results.items():
+        for pair, measures in result.table.items():
+            rows += [[name, pair, metric, estimate.value, estimate.error] for metric, estimate in measures.items()]
+    return rows
+
+
+def gap_npz(results: dict[str, Gap]) -> dict[str, numpy.ndarray]:
+    return {f"{name}/{part}": h.weights for name, result in results.items() for part, h in result.histograms.items()}
+
+
+def gap_picture(results: dict[str, Gap]) -> Any:
+    from fpfast import plot
+
+    return plot.gaps(results)
+
+
+GAP_OUT = {
+    ".png": lambda results, args: output.as_png(gap_picture(results)),
+    ".json": lambda results, args: output.as_json(gap_json(results, args)),
+    ".csv": lambda results, args: output.as_csv(gap_csv(results)),
+    ".npz": lambda results, args: output.as_npz(gap_npz(results)),
+}
+
+
+def run_gap(args: argparse.Namespace) -> None:
+    paths = output.check(args.out, GAP_OUT)
+    names = list(EMBEDDED) if args.net is None else [args.net]
+    data = args.data or (EMBEDDED_DATA if names[0] in EMBEDDED else None)
+    if data is None:
+        raise bad("--data", "the data set that the network was trained on: " + ", ".join(DATA), "nothing")
+    results = {}
+    for name in names:
+        args.net = name
+        label = Path(name).stem
+        print(f"{label}: {EMBEDDED.get(name, 'sampling the ODE and the SDE')} ...", file=sys.stderr)
+        results[label] = gap(load_score(args), data, n=args.n, noise=args.noise, **run_options(args))
+    print_table(gap_rows(results))
+    for label, result in results.items():
+        outside = ", ".join(f"{name} {share:.2%}" for name, share in result.outside.items())
+        print(f"{label}: {result.n} samples each, {result.evaluations} network evaluations of each, "
+              f"{result.seconds:.1f} s of sampling; outside the grid: {outside}")  # fmt: skip
+    for path in paths:
+        output.write(path, GAP_OUT[path.suffix](results, args))
+        print(f"wrote {path}")
+
+
+def sample_picture(x: torch.Tensor) -> Any:
+    from fpfast import plot
+
+    return plot.samples(x)
+
+
+SAMPLE_OUT = {
+    ".png": lambda x, info: output.as_png(sample_picture(x)),
+    ".json": lambda x, info: output.as_json({**info._asdict(), "samples": x.tolist()}),
+    ".csv": lambda x, info: output.as_csv(x.flatten(1).tolist()),
+    ".npz": lambda x, info: output.as_npz({"samples": x.numpy()}),
+}
+
+
+def run_sample(args: argparse.Namespace) -> None:
+    paths = output.check(args.out, SAMPLE_OUT)
+    score = load_score(args)
+    dimension = score.net.input.in_features - 1  # type: ignore[attr-defined]
+    x, info = sample(
+        score,
+        (args.n, dimension),
+        noise=args.noise,
+        first_sample=args.first_sample,
+        return_info=True,
+        **run_options(args),
+    )
+    print(f"{args.n} samples in {info.seconds:.2f} s, {info.evaluations} network evaluations, backend {info.backend}, "
+          f"seed {info.seed}, {info.nonfinite} not finite; mean {_brief(x.mean(0))}, std {_brief(x.std(0))}")  # fmt: skip
+    for path in paths:
+        output.write(path, SAMPLE_OUT[path.suffix](x, info))
+        print(f"wrote {path}")
+
+
+def _brief(values: torch.Tensor) -> str:
+    return "(" + ", ".join(f"{value:.4f}" for value in values[:8].tolist()) + (", ..." if len(values) > 8 else "") + ")"
+
+
+def run_doctor(args: argparse.Namespace) -> None:
+    print("\n".join(fpfast.doctor.report()))
+
+
+def run_info(args: argparse.Namespace) -> None:
+    path = Path(args.file)
+    if path.suffix == ".npz":
+        with numpy.load(path, allow_pickle=False) as file:
+            tensors = {name: torch.from_numpy(file[name]) for name in file.files}
+    else:
+        tensors = load_tensors(path)
+    rows = [["tensor", "shape", "dtype", "min", "max"]]
+    for name, value in tensors.items():
+        ends = [f"{float(value.min()):.4g}", f"{float(value.max()):.4g}"] if value.numel() else ["", ""]
+        rows.append([name, "x".join(map(str, value.shape)) or "scalar", str(value.dtype).removeprefix("torch."), *ends])
+    print_table(rows)
+    print(f"{len(tensors)} tensors, {sum(value.numel() for value in tensors.values())} values")
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    net = parser.add_argument_group("network")
+    net.add_argument("--hidden", type=int, nargs="+", metavar="WIDTH", help="widths of the hidden layers of a file")
+    net.add_argument("--activation", default="silu", help="such as tanh, silu, softplus:100 (default: %(default)s)")
+    net.add_argument("--potential", action="store_true", help="the network is phi(x, t), the score its gradient")
+    net.add_argument("--time-first", action="store_true", help="the network's input is (t, x), not (x, t)")
+    net.add_argument("--predicts", default="score", choices=PREDICTIONS, help="(default: %(default)s)")
+    net.add_argument("--sde", default="ou", help="such as ou, vp, vp:beta_max=10 (default: %(default)s)")
+    run = parser.add_argument_group("sampling")
+    run.add_argument("--solver", default="euler_maruyama", choices=SOLVERS, help="(default: %(default)s)")
+    run.add_argument("--steps", type=int, default=250, help="of a named time grid (default: %(default)s)")
+    run.add_argument("--times", help=f"{', '.join(times.TIMES)}, or START:STOP:STEPS,... (default: the SDE's)")
+    run.add_argument("--noise", type=float, default=1.0, help="noise level of the SDE (default: %(default)s)")
+    run.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    run.add_argument("--batch-size", type=int, default=BATCH, help="samples at a time (default: %(default)s)")
+    run.add_argument("--threads", type=int, help="(default: torch's)")
+    run.add_argument("--backend", default="auto", choices=["auto", *BACKENDS], help="(default: %(default)s)")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="fpfast", description=fpfast.__doc__)
+    top.add_argument("--version", action="version", version=fpfast.__version__)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    one = commands.add_parser("gap", help="distances between ODE samples, SDE samples and data, with a picture")
+    one.set_defaults(run=run_gap)
+    one.add_argument("--net", metavar="FILE", help=f"weights, or one of {', '.join(EMBEDDED)} (default: both)")
+    one.add_argument("--data", choices=DATA, help="the truth (default: blob for the embedded networks)")
+    one.add_argument("--n", type=int, default=30_000, help="samples of each (default: %(default)s)")
+    one.add_argument("--out", nargs="+", default=["fpfast_gap.png", "fpfast_gap.json"], metavar="FILE",
+                     help=f"files ending in {', '.join(GAP_OUT)} (default: %(default)s)")  # fmt: skip
+    _common(one)
+
+    one = commands.add_parser("sample", help="samples of a network")
+    one.set_defaults(run=run_sample)
+    one.add_argument("--net", metavar="FILE", default="blob_w1", help="weights, or an embedded network's name")
+    one.add_argument("--n", type=int, default=10_000, help="samples (default: %(default)s)")
+    one.add_argument("--first-sample", type=int, default=0, help="number of the first one (default: %(default)s)")
+    one.add_argument("--out", nargs="+", default=[], metavar="FILE", help=f"files ending in {', '.join(SAMPLE_OUT)}")
+    _common(one)
+
+    one = commands.add_parser("doctor", help="what is installed, what is missing and how to get it")
+    one.set_defaults(run=run_doctor)
+
+    one = commands.add_parser("info", help="the tensors of a file")
+    one.set_defaults(run=run_info)
+    one.add_argument("file", help="a .safetensors, .pt, .pth or .npz file")
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    began = time.perf_counter()
+    try:
+        if (threads := getattr(args, "threads", None)) is not None:
+            if threads < 1:
+                raise bad("--threads", "a positive number", threads)
+            torch.set_num_threads(threads)
+        args.run(args)
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        print(f"fpfast: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"fpfast: interrupted after {time.perf_counter() - began:.0f} s", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,37 @@
+"""``fpfast doctor``: what is installed, what runs here, what is missing and how to get it."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+
+import torch
+
+import fpfast
+from fpfast import backends
+
+
+def report() -> list[str]:
+    """Lines of text about this installation."""
+    lines = [
+        f"fpfast {fpfast.__version__}, Python {platform.python_version()}, torch {torch.__version__}, {platform.machine()}",
+        f"threads: {torch.get_num_threads()} (torch's setting; fpfast's kernels use the same)",
+    ]
+    if backends.native_error() is None:
+        from fpfast import _native
+
+        levels = _native.levels()
+        lines.append(f"native kernels: built; levels here: {', '.join(levels)}; in use: {levels[0]}")
+        lines.append(f"CUDA kernels: {'built' if _native.has_cuda else 'not built'}")
+    else:
+        compiler = shutil.which("g++") or shutil.which("c++")
+        found = f"found {compiler}" if compiler else "no C++ compiler on PATH"
+        lines.append(f"native kernels: missing ({found})")
+    lines.append(f"nvcc: {shutil.which('nvcc') or 'not on PATH'}")
+    lines.append("GPU: " + (torch.cuda.get_device_name() if torch.cuda.is_available() else "torch sees none"))
+    for name, backend in backends.BACKENDS.items():
+        reason = backend.missing()
+        lines.append(f"backend {name}: {'ready' if reason is None else 'not available: ' + reason}")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    lines.append(f"backend='auto' on {device}: {backends.pick('auto', device, torch.float32)}")
+    return lines

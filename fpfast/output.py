@@ -1,0 +1,66 @@
+"""Writing results to files: whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy
+
+from fpfast.errors import bad
+
+Writer = Callable[[IO[bytes]], None]
+
+
+def check(paths: list[str], allowed: Mapping[str, Any]) -> list[Path]:
+    """The paths, if each ends in one of ``allowed`` and lies in a folder that exists. Raises ValueError otherwise."""
+    checked = [Path(path) for path in paths]
+    for path in checked:
+        if path.suffix not in allowed:
+            raise bad("--out", "files that end in " + ", ".join(allowed), repr(str(path)))
+        if not path.parent.is_dir():
+            raise bad("--out", "files in a folder that exists", repr(str(path)))
+    return checked
+
+
+def write(path: Path, writer: Writer) -> None:
+    """Calls ``writer`` with a temporary file beside ``path`` and then puts it in its place; a failure leaves nothing."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            writer(file)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def as_json(value: Any) -> Writer:
+    return lambda file: file.write(json.dumps(value, indent=2).encode() + b"\n") and None
+
+
+def as_csv(rows: list[list[Any]]) -> Writer:
+    def writer(file: IO[bytes]) -> None:
+        import io
+
+        text = io.StringIO(newline="")
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        file.write(text.getvalue().encode())
+
+    return writer
+
+
+def as_npz(arrays: Mapping[str, numpy.ndarray]) -> Writer:
+    return lambda file: numpy.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def as_png(figure: Any) -> Writer:
+    return lambda file: figure.savefig(file, format="png", dpi=150)
