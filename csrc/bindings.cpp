@@ -81,7 +81,7 @@ Combine make_combine(uintptr_t out, const std::vector<std::tuple<uintptr_t, int>
   op.noise = noise;
   op.samples = samples, op.elements = elements;
   const bool some = samples > 0 && elements > 0;
-  require(op.coef != nullptr && (!some || (op.out != nullptr && op.operand[0] != nullptr)), "a pointer is null");
+  require(!some || (op.coef != nullptr && op.out != nullptr && op.operand[0] != nullptr), "a pointer is null");
   return op;
 }
 
@@ -101,7 +101,7 @@ void cpu_noise(const std::string& level, uintptr_t out, int kind, uintptr_t seed
   check_sizes(samples, elements, first_sample, draw);
   require(kind >= 0 && kind <= int(Kind::rademacher), "kind: expected 0 to 2");
   const bool some = samples > 0 && elements > 0;
-  require(seeds != 0 && (!some || out != 0), "a pointer is null");
+  require(!some || (seeds != 0 && out != 0), "a pointer is null");
   const Noise noise = make_noise(seeds, seeds_per_sample, first_sample, stream, draw);
   const CpuKernels& kernels = kernels_of(level);
   py::gil_scoped_release release;

@@ -35,9 +35,7 @@ class Backend:
     load: Callable[[], Kernels]
 
 
-@functools.cache
-def native_error() -> str | None:
-    """Why ``fpfast._native`` cannot be imported; None where it can."""
+def _native_error() -> str | None:
     try:
         from fpfast import _native  # noqa: F401
     except ImportError as error:
@@ -45,9 +43,13 @@ def native_error() -> str | None:
     return None
 
 
+NATIVE_ERROR = _native_error()  # why fpfast._native cannot be imported; None where it can
+
+
 def _no_native() -> str | None:
-    reason = native_error()
-    return reason and f"the native kernels are not built ({reason}); install g++, then: {REINSTALL}"
+    if NATIVE_ERROR is None:
+        return None
+    return f"the native kernels are not built ({NATIVE_ERROR}); install g++, then: {REINSTALL}"
 
 
 def _no_cuda() -> str | None:

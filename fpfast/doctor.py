@@ -17,7 +17,7 @@ def report() -> list[str]:
         f"fpfast {fpfast.__version__}, Python {platform.python_version()}, torch {torch.__version__}, {platform.machine()}",
         f"threads: {torch.get_num_threads()} (torch's setting; fpfast's kernels use the same)",
     ]
-    if backends.native_error() is None:
+    if backends.NATIVE_ERROR is None:
         from fpfast import _native
 
         levels = _native.levels()

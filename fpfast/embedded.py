@@ -21,5 +21,5 @@ def embedded(name: str) -> Score:
     if name not in EMBEDDED:
         raise unknown("net", name, EMBEDDED)
     path = Path(__file__).parent / "weights" / f"{name}.safetensors"
-    net = load_mlp(path, (80, 80, 80), activation="softplus:100", potential=True, time_first=True)
+    net = load_mlp(path, (80, 80, 80), activation="softplus:20", potential=True, time_first=True)
     return Score(net, OU(), predicts="potential")

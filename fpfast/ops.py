@@ -146,6 +146,10 @@ def _check_combine(x: Tensor, ys: Sequence[Tensor], coef: Tensor, seed: Tensor |
             raise bad(name, f"a tensor on {x.device} as x", extra.device)
 
 
+def _share_memory(x: Tensor, y: Tensor) -> bool:
+    return x.data_ptr() < y.data_ptr() + y.nbytes and y.data_ptr() < x.data_ptr() + x.nbytes
+
+
 def combine(
     x: Tensor,  # [B, ...] float32 (float64 on the reference backend)
     ys: Sequence[Tensor],  # up to three of [B, ...], float32, bfloat16 or float16
@@ -183,6 +187,9 @@ def combine_(
     """:func:`combine` in place: x becomes x', and is returned. Not differentiable; no ``ys`` may share memory with x."""
     _check_combine(x, ys, coef, seed)
     _check_noise(x.shape[0], seed, first_sample, stream, draw)
+    for k, y in enumerate(ys):
+        if not torch.compiler.is_compiling() and _share_memory(x, y):  # while compiling there are no addresses
+            raise bad(f"ys[{k}]", "memory of its own", "memory that x uses")
     backend = backends.pick(backend, x.device.type, x.dtype)
     torch.ops.fpfast.combine_(x, list(ys), coef, seed, first_sample, stream, draw, backend)
     return x

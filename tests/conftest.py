@@ -1,0 +1,43 @@
+"""What several tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import fpfast
+from fpfast import backends
+
+REFERENCE = Path(
+    os.environ.get("FPFAST_REFERENCE_DATA", Path(__file__).parents[2] / "shared" / "data" / "ode_sde_gap")
+)
+LEVELS: list[str] = []
+if backends.NATIVE_ERROR is None:
+    from fpfast import _native
+
+    LEVELS = _native.levels()
+
+native = pytest.mark.skipif(not LEVELS, reason="the native kernels are not built (no C++ compiler at install)")
+
+
+def mixture() -> fpfast.GaussianMixture:
+    """Three round components in the plane: elementwise arithmetic, so a sample's score does not depend on its batch."""
+    means = torch.tensor([[1.0, 0.5], [-1.0, 1.0], [0.0, -1.5]])
+    return fpfast.GaussianMixture(means, torch.tensor([0.1, 0.2, 0.15]), torch.tensor([0.5, 0.3, 0.2]))
+
+
+def bits(x: torch.Tensor) -> torch.Tensor:
+    return x.contiguous().view(torch.int32 if x.dtype == torch.float32 else torch.int64)
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and bool((bits(a) == bits(b)).all())
+
+
+@pytest.fixture
+def threads():
+    """Sets torch's thread count, and puts it back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

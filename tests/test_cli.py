@@ -1,0 +1,138 @@
+"""The command line, as a user types it."""
+
+import json
+import subprocess
+import sys
+
+import numpy
+import pytest
+import torch
+from conftest import REFERENCE
+from safetensors.torch import save_file
+
+import fpfast
+from fpfast import cli, network
+
+QUICK = ["--n", "400", "--steps", "10"]
+
+
+def run(*argv):
+    return cli.main([str(word) for word in argv])
+
+
+def test_gap_on_the_embedded_networks(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("gap", *QUICK) == 0
+    out = capsys.readouterr().out
+    for word in ("blob_w0", "blob_w1", "ODE-truth", "SDE-truth", "ODE-SDE", "floor", "wrote fpfast_gap.png"):
+        assert word in out
+    result = json.loads((tmp_path / "fpfast_gap.json").read_text())
+    assert result["networks"]["blob_w0"]["distances"]["ODE-SDE"]["w2_grid"]["value"] > 0
+    assert result["options"]["seed"] == 0
+    assert (tmp_path / "fpfast_gap.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_gap_writes_every_kind_of_file(tmp_path, capsys):
+    files = [tmp_path / f"gap{ending}" for ending in cli.GAP_OUT]
+    assert run("gap", "--net", "blob_w1", *QUICK, "--out", *files) == 0
+    rows = (tmp_path / "gap.csv").read_text().splitlines()
+    assert rows[0] == "network,pair,metric,value,error"
+    assert len(rows) == 1 + 4 * 4
+    assert abs(numpy.load(tmp_path / "gap.npz")["blob_w1/ode"].sum() - 1) < 1e-9
+
+
+def test_sample_writes_every_kind_of_file(tmp_path, capsys):
+    files = [tmp_path / f"x{ending}" for ending in cli.SAMPLE_OUT]
+    assert run("sample", *QUICK, "--seed", 7, "--solver", "heun", "--out", *files) == 0
+    x = numpy.load(tmp_path / "x.npz")["samples"]
+    expected = fpfast.sample(cli.embedded("blob_w1"), (400, 2), solver="heun", steps=10, seed=7)
+    numpy.testing.assert_allclose(x, expected, rtol=1e-4, atol=1e-5)
+    assert json.loads((tmp_path / "x.json").read_text())["seed"] == 7
+    assert len((tmp_path / "x.csv").read_text().splitlines()) == 400
+
+
+def test_sample_a_file_of_weights(tmp_path, capsys):
+    net = network.MLP(3, (6, 6), activation="tanh")
+    save_file(net.state_dict(), tmp_path / "net.safetensors")
+    options = ["--net", tmp_path / "net.safetensors", "--hidden", 6, 6, "--activation", "tanh", "--predicts", "noise"]
+    assert run("sample", *options, "--sde", "vp:beta_max=10", *QUICK, "--times", "1:0.1:5,0.1:0.01:3",
+               "--out", tmp_path / "x.npz") == 0  # fmt: skip
+    expected = fpfast.sample(fpfast.Score(net, fpfast.VP(beta_max=10.0), predicts="noise"), (400, 3),
+                             times="1:0.1:5,0.1:0.01:3", seed=0)  # fmt: skip
+    numpy.testing.assert_allclose(numpy.load(tmp_path / "x.npz")["samples"], expected, rtol=1e-4, atol=1e-5)
+    assert "8 network evaluations" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not REFERENCE.is_dir(), reason="the published networks are not on this machine")
+def test_gap_of_a_published_network(tmp_path, capsys):
+    options = ["--hidden", 80, 80, 80, "--activation", "softplus:100", "--potential", "--time-first", "--sde", "ou"]
+    grid = ["--data", "circles2", "--n", 500, "--times", "10:0.125:20,0.125:0:10"]
+    net = REFERENCE / "circles2_w0.0.safetensors"
+    assert run("gap", "--net", net, *options, *grid, "--out", tmp_path / "gap.json") == 0
+    assert "circles2_w0.0" in json.loads((tmp_path / "gap.json").read_text())["networks"]
+
+
+def test_info(tmp_path, capsys):
+    save_file({"a": torch.ones(2, 3), "b": torch.tensor(5)}, tmp_path / "t.safetensors")
+    numpy.savez(tmp_path / "t.npz", c=numpy.zeros((4, 0)))
+    assert run("info", tmp_path / "t.safetensors") == 0
+    assert run("info", tmp_path / "t.npz") == 0
+    out = capsys.readouterr().out
+    assert "2x3" in out
+    assert "2 tensors, 7 values" in out
+    assert "4x0" in out
+
+
+def test_doctor(capsys):
+    assert run("doctor") == 0
+    out = capsys.readouterr().out
+    assert "backend reference: ready" in out
+    assert "backend='auto' on" in out
+
+
+def test_doctor_without_native_kernels(capsys, monkeypatch):
+    monkeypatch.setattr(fpfast.noise.ops.backends, "NATIVE_ERROR", "No module named 'fpfast._native'")
+    monkeypatch.setenv("PATH", "")
+    assert run("doctor") == 0
+    out = capsys.readouterr().out
+    assert "native kernels: missing (no C++ compiler on PATH)" in out
+    assert "install g++, then: pip install" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["sample", "--net", "none.safetensors", "--hidden", "3"], "file: expected a readable file"),
+        (["sample", "--net", "net.bin", "--hidden", "3"], "file: expected a name that ends in"),
+        (["sample", "--net", "net.safetensors"], "--hidden: expected"),
+        (["sample", "--sde", "vpp", "--net", "good.safetensors", "--hidden", "4"], "--sde: expected one of"),
+        (["sample", "--sde", "vp:beta=3", "--net", "good.safetensors", "--hidden", "4"], "--sde vp: expected one of"),
+        (["sample", "--sde", "vp:beta_min=x", "--net", "good.safetensors", "--hidden", "4"], "expected a number"),
+        (["sample", "--activation", "relu", "--net", "good.safetensors", "--hidden", "4"], "activation: expected"),
+        (["sample", "--activation", "softplus:-1", "--net", "good.safetensors", "--hidden", "4"], "activation: expected"),
+        (["sample", "--n", "0"], "shape: expected"),
+        (["sample", "--seed", "-1"], "seed: expected"),
+        (["sample", "--threads", "0"], "--threads: expected"),
+        (["sample", "--noise", "-1"], "noise: expected"),
+        (["sample", "--times", "3:1"], "times: expected"),
+        (["sample", "--out", "x.gif"], "--out: expected files that end in"),
+        (["sample", "--out", "none/x.npz"], "--out: expected files in a folder that exists"),
+        (["gap", "--net", "good.safetensors", "--hidden", "4"], "--data: expected"),
+        (["sample", "--backend", "cuda", "--n", "3"], "backend: 'cuda' cannot serve"),
+        (["info", "good.pkl"], "file: expected a name that ends in"),
+    ],
+)
+def test_bad_arguments(argv, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_file(network.MLP(2, (4,)).state_dict(), tmp_path / "good.safetensors")
+    assert cli.main(argv) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.startswith("fpfast: ")
+    assert "Traceback" not in captured.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["good.safetensors"]
+
+
+def test_the_command_is_installed():
+    version = subprocess.run([sys.executable, "-m", "fpfast", "--version"], capture_output=True, text=True, check=True)
+    assert version.stdout.strip() == fpfast.__version__

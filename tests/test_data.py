@@ -1,0 +1,66 @@
+"""The data sets are what their definitions say."""
+
+import pytest
+import torch
+from conftest import REFERENCE
+
+from fpfast import data, metrics
+
+
+@pytest.mark.parametrize("name", data.DATA)
+def test_shape_and_seed(name):
+    x = data.draw(name, 100, seed=1)
+    assert x.dtype == torch.float32
+    assert x.shape == ((100, 1, 8, 8) if name == "digits" else (100, 2))
+    assert torch.equal(x, data.draw(name, 100, seed=1))
+    assert not torch.equal(x, data.draw(name, 100, seed=2))
+    assert 0.3 < float(x.std()) < 3
+
+
+def test_blob_moments():
+    x = data.draw("blob", 200_000).double()
+    true = 0.65**2 * ((4 * 4 + 2 * 16) / 9 + 0.2)
+    torch.testing.assert_close(x.T.cov(), true * torch.eye(2, dtype=torch.float64), atol=0.03, rtol=0)
+
+
+def test_checker_is_a_checkerboard():
+    x = data.draw("checker", 20_000)
+    cell = ((x / 6 + 0.5) / 0.25).floor().long()
+    assert bool(((cell >= 0) & (cell < 4)).all())
+    assert set(((cell[:, 0] + cell[:, 1]) % 2).tolist()) == {0}
+    counts = torch.bincount(cell[:, 0] * 4 + cell[:, 1], minlength=16)
+    assert int((counts > 0).sum()) == 8
+    assert int(counts[counts > 0].min()) > 2200
+
+
+def test_circles2_radii():
+    r = data.draw("circles2", 200_000).norm(dim=1) / 2
+    inner = r < 1.02
+    assert float(inner.float().mean()) == pytest.approx(0.5, abs=0.01)
+    assert float(r[inner].mean()) == pytest.approx(0.65, abs=0.01)
+    assert float(r[~inner].std()) == pytest.approx(0.1, abs=0.01)
+
+
+def test_digits_are_the_images():
+    x = data.draw("digits", 10)
+    assert bool(((x >= -1) & (x <= 1)).all())
+    assert len(x.unique()) > 10
+
+
+@pytest.mark.skipif(not REFERENCE.is_dir(), reason="the published histograms are not on this machine")
+@pytest.mark.parametrize("name", ["blob", "circles2"])
+def test_histograms_are_the_published_ones(name):
+    """Total variation to the paper's truth, of 3,000,000 samples, is at the level of multinomial noise."""
+    import numpy
+
+    published = numpy.load(REFERENCE / f"{name}_w0.0_hist.npz")["truth"].reshape(64, 64).astype(float)
+    ours = metrics.histogram(data.draw(name, 1_000_000))
+    theirs = metrics.Histogram(published, 3.5, 3_000_000)
+    floor = metrics.total_variation_floor(theirs, ours.n, theirs.n)
+    assert metrics.total_variation(ours, theirs).value < floor.value + 6 * floor.error + 0.001
+
+
+@pytest.mark.parametrize(("name", "n", "argument"), [("blobs", 3, "data"), ("blob", 0, "n")])
+def test_bad_input(name, n, argument):
+    with pytest.raises(ValueError, match=f"^{argument}: expected .*, got "):
+        data.draw(name, n)

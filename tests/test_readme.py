@@ -1,0 +1,19 @@
+"""The README's Python example runs and is true."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.mark.skipif(not README.is_file(), reason="the README is not beside the tests (installed from a wheel)")
+def test_example():
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    names: dict = {}
+    exec(code, names)
+    assert names["x"].shape == names["y"].shape == (1000, 2)
+    torch.testing.assert_close(names["rest"], names["y"][500:], rtol=1e-4, atol=1e-4)
+    assert set(names["distances"]) == {"ODE-truth", "SDE-truth", "ODE-SDE", "floor"}

@@ -1,0 +1,159 @@
+"""fpfast.sample: the same bits however a run is cut, the right distribution for every combination, and its manners."""
+
+import math
+
+import pytest
+import torch
+from conftest import bits, mixture, native, same_bits
+
+import fpfast
+from fpfast.sde import SDES
+from fpfast.solvers import SOLVERS
+
+N = 1500
+
+
+def run(solver="euler_maruyama", n=N, **options):
+    return fpfast.sample(mixture().score(fpfast.VP()), (n, 2), solver=solver, **{"steps": 12, "seed": 3, **options})
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_same_bits_for_every_batch_size(solver):
+    whole = run(solver)
+    for size in (7, 1000):
+        assert same_bits(run(solver, batch_size=size), whole)
+    assert same_bits(run(solver, n=9, batch_size=1), whole[:9])
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_same_bits_in_two_halves(solver):
+    whole = run(solver)
+    assert same_bits(torch.cat((run(solver, n=700), run(solver, n=N - 700, first_sample=700))), whole)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_same_bits_for_1_and_2_threads(solver, threads):
+    threads(1)
+    one = run(solver)
+    threads(2)
+    assert same_bits(run(solver), one)
+
+
+@native
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_same_bits_from_the_reference_backend(solver):
+    assert same_bits(run(solver, backend="reference"), run(solver, backend="cpu"))
+
+
+def test_one_seed_per_sample():
+    seeds = [11, 12, 13]
+    x = run(n=3, seed=seeds)
+    assert same_bits(run(n=3, seed=seeds[::-1]), x.flip(0))
+    assert same_bits(run(n=3, seed=seeds, batch_size=2), x)
+    assert same_bits(run(n=1, seed=12), x[1:2])
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("sde", [sde() for sde in SDES.values()], ids=SDES)
+def test_reaches_the_true_mean_and_covariance(sde, solver, noise):
+    """Every SDE x solver x noise level, within 4.5 standard errors of each of the 2 + 3 numbers."""
+    gm, n = mixture(), 3000
+    x = fpfast.sample(gm.score(sde), (n, 2), solver=solver, steps=400, times="logsnr", noise=noise, seed=1).double()
+    mean, covariance = gm.moments(sde, sde.t_min)
+    centred = x - x.mean(0)
+    products = centred[:, :, None] * centred[:, None, :]
+    assert bool(((x.mean(0) - mean).abs() < 4.5 * (covariance.diagonal() / n).sqrt()).all())
+    assert bool(((products.mean(0) - covariance).abs() < 4.5 * products.std(0) / math.sqrt(n)).all())
+
+
+def test_final_mean_adds_no_noise_in_the_last_step():
+    """With data at one point and the exact score, the mean of the last step to t = 0 is that point."""
+    score = fpfast.Score(lambda x, t: torch.zeros_like(x), fpfast.EDM(), predicts="x0")
+    options = {"times": [80.0, 1.0, 0.5], "seed": 0, "solver": "exponential"}
+    mean, noisy = (fpfast.sample(score, (4000, 1), final=final, **options) for final in ("mean", "noise"))
+    assert float(noisy.std()) == pytest.approx(0.5, rel=0.05)
+    assert float(mean.std()) == pytest.approx(0.25, rel=0.05)
+
+
+def test_x_is_the_start_and_is_not_changed():
+    x = fpfast.VP().prior((N, 2), seed=3)
+    before = x.clone()
+    assert same_bits(run(x=x), run())
+    assert same_bits(x, before)
+    strided = torch.stack((x, x), dim=-1)[..., 0]
+    assert same_bits(run(x=strided), run())
+
+
+def test_network_that_returns_its_input():
+    """The state is updated in place; an output that is the state must not be overwritten under our hands."""
+    same = fpfast.Score(lambda x, t: x, fpfast.OU(), predicts="noise")
+    copy = fpfast.Score(lambda x, t: x.clone(), fpfast.OU(), predicts="noise")
+    for solver in SOLVERS:
+        a, b = (fpfast.sample(s, (5, 3), solver=solver, steps=4, seed=0) for s in (same, copy))
+        assert same_bits(a, b)
+
+
+def test_a_network_never_sees_its_earlier_inputs_change():
+    seen = []
+
+    def net(x, t):
+        seen.append((x, x.clone()))
+        return -x
+
+    fpfast.sample(fpfast.Score(net, fpfast.VP()), (4, 2), solver="heun", steps=3, seed=0)
+    assert all(x.shape == copy.shape for x, copy in seen)
+    parameters = torch.nn.Linear(2, 2)
+    weights = [p.clone() for p in parameters.parameters()]
+    fpfast.sample(fpfast.Score(lambda x, t: parameters(x), fpfast.VP()), (4, 2), steps=3, seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(weights, parameters.parameters(), strict=True))
+
+
+def test_callback_sees_every_step_and_may_stop():
+    seen = []
+
+    def callback(step, t, x):
+        seen.append((step, t))
+        x.zero_()  # a copy: nothing happens to the run
+        return False
+
+    assert same_bits(run(callback=callback), run())
+    assert [step for step, _ in seen] == list(range(1, 13))
+    assert seen[-1][1] == fpfast.VP().t_min
+    states = {}
+    run(callback=lambda step, t, x: states.update({step: x}))
+    assert same_bits(run(callback=lambda step, t, x: step == 5), states[5])
+    assert same_bits(run(callback=lambda step, t, x: step == 5, batch_size=400), states[5])
+
+
+def test_info():
+    x, info = run(return_info=True, solver="heun", seed=2**64 - 1)
+    assert (info.evaluations, info.nonfinite, info.seed) == (24, 0, 2**64 - 1)
+    assert info.seconds > 0
+    assert info.backend in ("cpu", "reference")
+    torch.manual_seed(1)
+    x, info = run(return_info=True, seed=None)
+    assert same_bits(run(seed=info.seed), x)
+
+
+def test_nonfinite_samples_are_counted_and_warned_of():
+    bad = fpfast.Score(lambda x, t: torch.where(x > 0, torch.nan, -x), fpfast.VP())
+    with pytest.warns(RuntimeWarning, match="of 10 samples hold NaN or infinity"):
+        x, info = fpfast.sample(bad, (10, 2), steps=3, seed=0, return_info=True)
+    assert info.nonfinite == int((~x.isfinite()).any(1).sum()) > 0
+
+
+def test_float64_state_and_image_shapes():
+    score = fpfast.Score(lambda x, t: -x, fpfast.VP())
+    x = fpfast.sample(score, (3, 2, 5, 5), steps=5, seed=0, dtype=torch.float64)
+    y = fpfast.sample(score, (3, 2, 5, 5), steps=5, seed=0)
+    assert x.dtype == torch.float64
+    torch.testing.assert_close(x.float(), y, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(bits(x[0]), bits(x[1]))
+
+
+def test_progress_bar_goes_to_stderr(capsys):
+    run(progress=True)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "12/12" in captured.err

@@ -1,0 +1,157 @@
+"""The Triton kernels, in Triton's interpreter on the CPU, against the reference, bit for bit.
+
+TRITON_INTERPRET must be set before triton is imported and changes what ``triton.jit`` makes, so all cases run in one
+other process: this file as a program. It prints what is wrong with each case; every test here reads its own line.
+"""
+
+import importlib.util
+import inspect
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+import traceback
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from fpfast import reference
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+SHAPES = [(3, 7), (5, 1), (2, 4, 3), (1000, 2), (1, 4099), (7,), (0, 4), (4, 0)]
+SINGLE, BRAIN, HALF = torch.float32, torch.bfloat16, torch.float16
+OPERANDS = [(SINGLE,), (SINGLE, BRAIN), (SINGLE, HALF, SINGLE), (SINGLE, BRAIN, HALF, SINGLE), (HALF, SINGLE, HALF)]
+BIG_SEED = 5 - 2**63  # the bits of 2**63 + 5
+FAR = {"first_sample": 2**33 + 1, "draw": 2**32 - 1}
+
+
+class Case(NamedTuple):
+    shape: tuple[int, ...]
+    kind: str = ""  # of noise; empty: combine
+    dtypes: tuple[torch.dtype, ...] = ()  # of the operands
+    seeds: str = "one"  # "none", "one" or "each"
+    coefs: str = "one"  # "one" or "each"
+    in_place: bool = False
+    wide: bool = False  # count in 64 bits, as arrays of 2^33 elements need
+
+    def __str__(self) -> str:
+        name = "x".join(map(str, self.shape)) + f"-{self.kind or 'combine'}-{self.seeds}-seed"
+        if not self.kind:
+            name += f"-{self.coefs}-coef-" + "+".join(str(dtype).removeprefix("torch.") for dtype in self.dtypes)
+        return name + "-in-place" * self.in_place + "-wide" * self.wide
+
+
+CASES = [
+    *(Case(*case) for case in itertools.product(SHAPES, reference.KINDS, [()], ["one", "each"])),
+    *(Case(*case) for case in itertools.product(SHAPES, [""], OPERANDS, ["none", "one", "each"], ["one", "each"])),
+    *(
+        Case(shape, "", OPERANDS[2], seeds, coefs, in_place=True)
+        for shape, seeds, coefs in itertools.product(SHAPES[:5], ["none", "one", "each"], ["one", "each"])
+    ),
+    *(Case(shape, "", OPERANDS[2], seeds, "each", wide=True) for shape in SHAPES[:3] for seeds in ("one", "each")),
+]
+
+
+class Given(NamedTuple):
+    operands: list[Tensor]
+    coef: Tensor
+    key: reference.Key | None
+    expected: Tensor
+
+
+def given(case: Case) -> Given:
+    """Inputs of ``case`` and the reference's result. The first operands hold zeros, subnormal and huge values too."""
+    generator = torch.Generator().manual_seed(1)
+    samples = case.shape[0]
+    operands = []
+    for k, dtype in enumerate(case.dtypes):
+        operand = torch.randn(case.shape, generator=generator)
+        flat = operand.view(-1)[4 * k : 4 * k + 4]
+        flat.copy_(torch.tensor([-0.0, 1e-40, 3e38, 7e-8])[: len(flat)])
+        operands.append(operand.to(dtype))
+    coef = torch.randn((samples, 5) if case.coefs == "each" else (5,), generator=generator)
+    seed = torch.arange(samples) * -(2**37) + BIG_SEED if case.seeds == "each" else torch.tensor(BIG_SEED)
+    key = None if case.seeds == "none" else reference.Key(seed, stream=1, **FAR)
+    expected = torch.full(case.shape, math.nan)
+    if case.kind:
+        reference.noise(expected, case.kind, key)
+    else:
+        reference.combine(expected, operands, coef, key)
+    return Given(operands, coef, key, expected)
+
+
+def difference(got: Tensor, expected: Tensor) -> str:
+    """Where the bits differ; empty if nowhere."""
+    wrong = (got.view(torch.int32) != expected.view(torch.int32)).reshape(-1).nonzero()[:, 0].tolist()
+    if not wrong:
+        return ""
+    first = wrong[0]
+    values = f"got {got.reshape(-1)[first].item()!r}, expected {expected.reshape(-1)[first].item()!r}"
+    return f"{len(wrong)} of {got.numel()} elements differ, first element {first}: {values}"
+
+
+def compare(kernels, case: Case) -> str:
+    """Runs ``case``; says what is wrong with the result, or with the inputs afterwards."""
+    operands, coef, key, expected = given(case)
+    out = operands[0] if case.in_place else torch.full(case.shape, math.nan)
+    inputs = [tensor for tensor in (*operands, coef) if tensor is not out]
+    before = [tensor.clone() for tensor in inputs]
+    if case.kind:
+        kernels.noise(out, case.kind, key)
+    else:
+        kernels.combine(out, operands, coef, key)
+    if not all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True)):
+        return "an input was changed"
+    return difference(out, expected)
+
+
+def main() -> None:
+    from fpfast.kernels import combine
+
+    found, small = {}, combine.SMALL
+    for case in CASES:
+        combine.SMALL = 0 if case.wide else small
+        try:
+            found[str(case)] = compare(combine, case)
+        except Exception:  # it fails the case's test, not the others'
+            found[str(case)] = traceback.format_exc()
+    json.dump(found, sys.stdout)
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, str]:
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_interpreted_kernels_have_the_reference_bits(found, case):
+    assert found[str(case)] == ""
+
+
+def test_functions_are_those_of_every_backend():
+    from fpfast.kernels import combine
+
+    for name in ("noise", "combine"):
+        parameters = inspect.signature(getattr(combine, name)).parameters
+        assert list(parameters) == list(inspect.signature(getattr(reference, name)).parameters)
+
+
+def test_units_are_counted_in_32_bits_while_the_last_program_allows():
+    from fpfast.kernels import combine
+
+    programs = -(-combine.SMALL // combine.LANES)
+    assert programs * combine.LANES <= 2**31
+    assert str(combine._options(combine.SMALL, 4)["INDEX"]) == "int32"
+    assert str(combine._options(combine.SMALL + 1, 4)["INDEX"]) == "int64"
+
+
+if __name__ == "__main__":
+    main()
