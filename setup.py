@@ -1,4 +1,4 @@
-"""Builds the native extension ``fpfast._native``: CPU kernels at three instruction-set levels, CUDA kernels if nvcc is there.
+"""Builds ``fpfast._native``: CPU kernels at three instruction-set levels, and CUDA kernels if nvcc is there.
 
 FPFAST_NATIVE and FPFAST_CUDA, each ``auto`` (default: build if the compiler is there), ``0`` (leave it out) or ``1``
 (fail if it cannot be built), are read here and nowhere else. The result depends on neither torch nor this machine's

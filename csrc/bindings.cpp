@@ -63,7 +63,8 @@ void check_sizes(int64_t samples, int64_t elements, int64_t first_sample, int64_
 
 Noise make_noise(uintptr_t seeds, bool per_sample, int64_t first_sample, int stream, int64_t draw) {
   require(stream >= 0 && stream < (1 << 16), "stream: expected 16 bits");
-  return {reinterpret_cast<const uint64_t*>(seeds), per_sample, uint64_t(first_sample), uint32_t(stream), uint32_t(draw)};
+  return {reinterpret_cast<const uint64_t*>(seeds), per_sample, uint64_t(first_sample), uint32_t(stream),
+          uint32_t(draw)};
 }
 
 Combine make_combine(uintptr_t out, const std::vector<std::tuple<uintptr_t, int>>& operands, uintptr_t coef,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 import time
 from pathlib import Path
@@ -34,11 +35,12 @@ def parse_sde(spec: str) -> SDE:
     name, _, fields = spec.partition(":")
     if name not in SDES:
         raise unknown("--sde", name, SDES)
+    known = inspect.signature(SDES[name]).parameters
     values = {}
     for field in filter(None, fields.split(",")):
         key, _, value = field.partition("=")
-        if key not in SDES[name].__dataclass_fields__:  # type: ignore[attr-defined]
-            raise unknown(f"--sde {name}", key, SDES[name].__dataclass_fields__)  # type: ignore[attr-defined]
+        if key not in known:
+            raise unknown(f"--sde {name}", key, known)
         try:
             values[key] = float(value)
         except ValueError:
@@ -46,16 +48,16 @@ def parse_sde(spec: str) -> SDE:
     return SDES[name](**values)
 
 
-def load_score(args: argparse.Namespace) -> Score:
-    """The score of ``--net``: an embedded network or a file with its shape given by the other options."""
-    if args.net in EMBEDDED:
-        return embedded(args.net)
+def load_score(net: str, args: argparse.Namespace) -> Score:
+    """The score of an embedded network, or of a file whose shape the other options give."""
+    if net in EMBEDDED:
+        return embedded(net)
     if args.hidden is None:
-        raise bad("--hidden", f"the widths of the hidden layers of {args.net}, as in --hidden 80 80 80", "nothing")
-    net = load_mlp(
-        args.net, args.hidden, activation=args.activation, potential=args.potential, time_first=args.time_first
+        raise bad("--hidden", f"the widths of the hidden layers of {net}, as in --hidden 80 80 80", "nothing")
+    module = load_mlp(
+        net, args.hidden, activation=args.activation, potential=args.potential, time_first=args.time_first
     )
-    return Score(net, parse_sde(args.sde), predicts="potential" if args.potential else args.predicts)
+    return Score(module, parse_sde(args.sde), predicts="potential" if args.potential else args.predicts)
 
 
 def run_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -151,10 +153,9 @@ def run_gap(args: argparse.Namespace) -> None:
         raise bad("--data", "the data set that the network was trained on: " + ", ".join(DATA), "nothing")
     results = {}
     for name in names:
-        args.net = name
         label = Path(name).stem
         print(f"{label}: {EMBEDDED.get(name, 'sampling the ODE and the SDE')} ...", file=sys.stderr)
-        results[label] = gap(load_score(args), data, n=args.n, noise=args.noise, **run_options(args))
+        results[label] = gap(load_score(name, args), data, n=args.n, noise=args.noise, **run_options(args))
     print_table(gap_rows(results))
     for label, result in results.items():
         outside = ", ".join(f"{name} {share:.2%}" for name, share in result.outside.items())
@@ -181,7 +182,7 @@ SAMPLE_OUT = {
 
 def run_sample(args: argparse.Namespace) -> None:
     paths = output.check(args.out, SAMPLE_OUT)
-    score = load_score(args)
+    score = load_score(args.net, args)
     dimension = score.net.input.in_features - 1  # type: ignore[attr-defined]
     x, info = sample(
         score,
@@ -191,8 +192,9 @@ def run_sample(args: argparse.Namespace) -> None:
         return_info=True,
         **run_options(args),
     )
-    print(f"{args.n} samples in {info.seconds:.2f} s, {info.evaluations} network evaluations, backend {info.backend}, "
-          f"seed {info.seed}, {info.nonfinite} not finite; mean {_brief(x.mean(0))}, std {_brief(x.std(0))}")  # fmt: skip
+    print(f"{args.n} samples in {info.seconds:.2f} s, {info.evaluations} network evaluations, "
+          f"backend {info.backend}, seed {info.seed}, {info.nonfinite} not finite")  # fmt: skip
+    print(f"mean {_brief(x.mean(0))}, std {_brief(x.std(0))}")
     for path in paths:
         output.write(path, SAMPLE_OUT[path.suffix](x, info))
         print(f"wrote {path}")

@@ -7,14 +7,14 @@ import shutil
 
 import torch
 
-import fpfast
-from fpfast import backends
+from fpfast import __version__, backends
 
 
 def report() -> list[str]:
     """Lines of text about this installation."""
     lines = [
-        f"fpfast {fpfast.__version__}, Python {platform.python_version()}, torch {torch.__version__}, {platform.machine()}",
+        f"fpfast {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
+        f"processor: {platform.machine()}",
         f"threads: {torch.get_num_threads()} (torch's setting; fpfast's kernels use the same)",
     ]
     if backends.NATIVE_ERROR is None:

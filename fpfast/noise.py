@@ -1,4 +1,4 @@
-"""Counter-based noise: the same seed gives the same bits on every backend, device, batch size and thread count.  STREAMS
+"""Counter-based noise: the same seed gives the same bits on every backend, device, batch size and thread count. STREAMS
 
 Philox4x32-10 with key = seed and counter = (element // 4 within one sample, sample, stream, draw); see docs/noise.md.
 """
@@ -27,6 +27,9 @@ def philox(counter: Sequence[Any], key: Sequence[Any]) -> tuple[Tensor, ...]:
     """
     if len(counter) != 4 or len(key) != 2:
         raise bad("counter, key", "four words and two words", f"{len(counter)} and {len(key)}")
+    for word in (*counter, *key):
+        if isinstance(word, int) and not 0 <= word <= reference.MASK:
+            raise bad("counter, key", "integers in [0, 2^32)", word)
     words = [torch.as_tensor(word) for word in (*counter, *key)]
     for word in words:
         if word.is_floating_point() or (word.numel() and not 0 <= int(word.min()) <= int(word.max()) <= reference.MASK):
@@ -44,8 +47,8 @@ def _signed(seed: int) -> int:
 def seed_tensor(seed: Seed, samples: int, device: torch.device | str = "cpu") -> Tensor:
     """The int64 tensor that the ops take: shape () for one seed, (samples,) for one seed per sample.
 
-    ``None`` draws a seed from torch's default generator (so ``torch.manual_seed`` rules), a ``torch.Generator`` is drawn
-    from. With one seed per sample, a sample's noise depends on its own seed only, not on its place.
+    ``None`` draws a seed from torch's default generator (so ``torch.manual_seed`` rules), a ``torch.Generator`` is
+    drawn from. With one seed per sample, a sample's noise depends on its own seed only, not on its place.
     Raises ValueError for anything else, or for a wrong number of seeds.
     """
     if seed is None or isinstance(seed, torch.Generator):

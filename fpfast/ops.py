@@ -184,7 +184,7 @@ def combine_(
     draw: int = 0,
     backend: str = "auto",
 ) -> Tensor:
-    """:func:`combine` in place: x becomes x', and is returned. Not differentiable; no ``ys`` may share memory with x."""
+    """:func:`combine` in place: x becomes x' and is returned. Not differentiable; no ``ys`` may share memory with x."""
     _check_combine(x, ys, coef, seed)
     _check_noise(x.shape[0], seed, first_sample, stream, draw)
     for k, y in enumerate(ys):

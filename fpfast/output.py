@@ -29,7 +29,7 @@ def check(paths: list[str], allowed: Mapping[str, Any]) -> list[Path]:
 
 
 def write(path: Path, writer: Writer) -> None:
-    """Calls ``writer`` with a temporary file beside ``path`` and then puts it in its place; a failure leaves nothing."""
+    """Calls ``writer`` with a temporary file beside ``path``, then puts it in its place; a failure leaves nothing."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -44,7 +44,10 @@ def write(path: Path, writer: Writer) -> None:
 
 
 def as_json(value: Any) -> Writer:
-    return lambda file: file.write(json.dumps(value, indent=2).encode() + b"\n") and None
+    def writer(file: IO[bytes]) -> None:
+        file.write(json.dumps(value, indent=2).encode() + b"\n")
+
+    return writer
 
 
 def as_csv(rows: list[list[Any]]) -> Writer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -40,7 +40,7 @@ def gaps(results: Mapping[str, Gap]) -> Figure:
             "sde": f"SDE\nW2² to truth {_bar(gap.table['SDE-truth']['w2_grid'])}",
             "ode": f"ODE\nW2² to truth {_bar(gap.table['ODE-truth']['w2_grid'])}",
         }
-        frame = {"extent": (-edge, edge, -edge, edge), "origin": "lower", "interpolation": "nearest"}
+        frame: dict[str, Any] = {"extent": (-edge, edge, -edge, edge), "origin": "lower", "interpolation": "nearest"}
         for axis, (part, title) in zip(axes, titles.items(), strict=False):
             image = axis.imshow(density[part], vmin=0, vmax=top, cmap="magma", **frame)
             axis.set_title(title, fontsize=9)
@@ -62,7 +62,7 @@ def samples(x: Tensor) -> Figure:
     x = x.detach().cpu()
     if x.ndim == 2 and x.shape[1] == 2:
         figure = _figure(1, 1, 4.5, 4.5)
-        figure.axes[0].hist2d(*x.T.numpy(), bins=100, cmap="magma")
+        figure.axes[0].hist2d(x[:, 0].numpy(), x[:, 1].numpy(), bins=100, cmap="magma")
         figure.axes[0].set_aspect("equal")
         return figure
     if x.ndim != 4 or x.shape[1] != 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, overload
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from fpfast.errors import bad, unknown
 from fpfast.score import Score
 from fpfast.solvers import SOLVERS, Plan, Table
 from fpfast.times import grid
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Callback = Callable[[int, float, Tensor], Any]
 
@@ -31,14 +34,33 @@ class Info(NamedTuple):
     seed: int | None
 
 
-@overload
-def sample(score: Score, shape: Sequence[int], *, return_info: Literal[False] = False, **options: Any) -> Tensor: ...
+class Options(TypedDict, total=False):
+    """The keyword arguments of :func:`sample`, for those who pass them on."""
+
+    solver: str
+    steps: int
+    times: str | Sequence[float] | Tensor | None
+    noise: float
+    seed: noises.Seed
+    first_sample: int
+    x: Tensor | None
+    final: Literal["mean", "noise"]
+    device: torch.device | str | None
+    dtype: torch.dtype
+    backend: str
+    batch_size: int | None
+    progress: bool
+    callback: Callback | None
+
+
 @overload
 def sample(
-    score: Score, shape: Sequence[int], *, return_info: Literal[True], **options: Any
+    score: Score, shape: Sequence[int], *, return_info: Literal[False] = False, **options: Unpack[Options]
+) -> Tensor: ...
+@overload
+def sample(
+    score: Score, shape: Sequence[int], *, return_info: Literal[True], **options: Unpack[Options]
 ) -> tuple[Tensor, Info]: ...
-
-
 @torch.no_grad()
 def sample(
     score: Score,
@@ -79,8 +101,8 @@ def sample(
         backend: "auto" or a key of ``fpfast.backends.BACKENDS``.
         batch_size: at most so many samples at a time. Our own arithmetic gives the same bits for every value.
         progress: a progress bar on stderr.
-        callback: ``callback(step, t, x)`` after each step (1 to steps) with a copy of the batch's state at time t. If it
-            returns a true value the run ends there: this batch and those after it stop at that step.
+        callback: ``callback(step, t, x)`` after each step (1 to steps) with a copy of the batch's state at time t. If
+            it returns a true value the run ends there: this batch and those after it stop at that step.
         return_info: return (samples, :class:`Info`).
 
     Returns:
@@ -143,7 +165,7 @@ class _Run:
         self.score, self.table, self.ends, self.backend, self.callback = score, table, ends, backend, callback
         self.steps = len(table.coef)
         weights = score.weights
-        # With guidance a stage reads two outputs for each evaluation, unless it would read too many: then they are mixed.
+        # With guidance a stage reads two outputs for each evaluation; where that is too many they are mixed first.
         self.mix: Tensor | None = None
         if max(sum(len(weights) if _is_output(name) else 1 for name in stage.of) for stage in table.stages) > 4:
             self.mix = torch.tensor([*weights, 0, 0, 0], dtype=dtype, device=device)
@@ -156,12 +178,12 @@ class _Run:
     def _row(
         self, i: int, j: int, device: torch.device, dtype: torch.dtype
     ) -> tuple[list[tuple[str, int]], Tensor, bool]:
-        """What stage j of step i reads beside its first operand (slot, which output), its coefficients, whether it has noise.
+        """What stage j of step i reads beside its first operand (slot, which output), its coefficients, whether noisy.
 
         Operands with coefficient zero are not read, whatever they hold.
         """
         c = self.table.coef[i, j].tolist()
-        first, *others = self.table.stages[j].of
+        _, *others = self.table.stages[j].of
         operands, values = [], [c[0]]
         for name, value in zip(others, c[1:-1], strict=False):
             for which, weight in enumerate(self.weights if _is_output(name) else (1.0,)):
@@ -176,7 +198,9 @@ class _Run:
         for i in range(self.steps):
             for j, stage in enumerate(self.table.stages):
                 if stage.at is not None and self.evaluate[i][j]:
-                    slots[stage.output] = self._outputs(slots[stage.at][0], self.times[i, j])
+                    outputs = self._outputs(slots[stage.at][0], self.times[i, j])
+                    _check_new(outputs, [kept for name, kept in slots.items() if name != stage.output])
+                    slots[stage.output] = outputs
                 operands, coef, noisy = self.rows[i][j]
                 old = dict(slots)
                 ys = [slots[name][which] for name, which in operands]
@@ -210,6 +234,13 @@ class _Run:
             return outputs
         conditional, unconditional = (y.to(x.dtype) for y in outputs)
         return (ops.combine(conditional, [unconditional], self.mix, backend=self.backend),)
+
+
+def _check_new(outputs: tuple[Tensor, ...], kept: list[tuple[Tensor, ...]]) -> None:
+    """A network that writes all its outputs to one buffer would change what a solver keeps of an earlier call."""
+    addresses = {tensor.data_ptr() for tensors in kept for tensor in tensors}
+    if any(y.data_ptr() in addresses for y in outputs):
+        raise bad("net", "a new tensor from each call (clone the output)", "memory of an earlier output")
 
 
 def _is_output(slot: str) -> bool:

@@ -1,4 +1,4 @@
-"""A user's network as a score: s(x, t) = p(t) x + q(t) y(x, t), whatever the network y predicts.          PREDICTIONS"""
+"""A user's network as a score: s(x, t) = p(t) x + q(t) y(x, t), whatever the network y predicts.    PREDICTIONS"""
 
 from __future__ import annotations
 

@@ -248,7 +248,7 @@ class Flow(SDE):
 
     Liu et al. (arXiv 2209.03003); the SDE with these marginals: Albergo et al. (arXiv 2303.08797). Its coefficients
     are infinite at t = 1, so T, a field, stays below: X_T differs from the prior N(0, I) by (1 - T) times the data.
-    The default grid is uniform in log-SNR, since g^2 is largest near T; for the ODE (noise = 0) "uniform" suits as well.
+    The default grid is uniform in log-SNR, since g^2 is largest near T; for the ODE (noise = 0) "uniform" suits too.
     """
 
     times = "logsnr"

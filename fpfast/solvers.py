@@ -8,7 +8,7 @@ the probability-flow ODE at lambda = 0, the reverse SDE at lambda = 1 (Song et a
 the same marginals where s is exact). Below, t and t' are the ends of a step, h = t - t' > 0, primes mark values at t'.
 
 The score is s = p x + q y with y the network's output, so a step of any solver is a few linear combinations of states
-and outputs, the *stages*; a table holds their coefficients in float64, one row a stage and step, and `sample.py` runs it
+and outputs, the *stages*; a table holds their coefficients in float64, one row a stage and step. `sample.py` runs it
 without knowing the solver's name. Steps that end at t' = 0, where the score is singular, use no evaluation there.
 """
 
@@ -106,7 +106,7 @@ class Moments:
 
 
 class Plan:
-    """What a solver is asked for: the score, the ends of its steps, the noise level, and whether the last step has noise."""
+    """What a solver is asked for: the score, the ends of its steps, the noise level, and if the last step has noise."""
 
     def __init__(self, score: Score, times: Tensor, noise: float, last_noise: bool) -> None:
         self.score = score
@@ -121,11 +121,6 @@ class Plan:
     @property
     def h(self) -> Tensor:
         return self.now.t - self.next.t
-
-    @property
-    def gain(self) -> Tensor:
-        """log(alpha'/std') - log(alpha/std) > 0, the step in half log-SNR; infinite where t' = 0."""
-        return self.now.ratio.log() - self.next.ratio.log()
 
 
 def _row(like: Tensor, *coefficients: Tensor | float, z: Tensor | float = 0.0) -> Tensor:
@@ -165,8 +160,9 @@ def euler_maruyama(plan: Plan) -> Table:
 
 
 def _churn(plan: Plan) -> tuple[Moments, list[tuple[Stage, Tensor, Moments]]]:
-    """Noise for ODE solvers: before a step, go back to a noisier time t^ with (std/alpha)(t^)^2 = r^2 + lambda^2 (r^2 - r'^2),
-    r = std/alpha, by adding exactly the noise between. The rate is that of the reverse SDE at lambda. t^ <= T.
+    """Noise for ODE solvers: a step first goes back to a noisier time t^ <= T, by adding exactly the noise between.
+
+    With r = std/alpha, r(t^)^2 = r^2 + lambda^2 (r^2 - r'^2): the rate of the reverse SDE at lambda.
 
     Returns where the ODE steps start, and the stage that leads there (none at lambda = 0).
     """
@@ -221,7 +217,7 @@ def heun(plan: Plan) -> Table:
 
 
 def stochastic_heun(plan: Plan) -> Table:
-    """u = x - h f(x, t) + n;  x' = x - h/2 [f(x, t) + f(u, t')] + n;  n = lambda sqrt(h (g^2 + g'^2) / 2) z, the same z.
+    """u = x - h f(x, t) + n;  x' = x - h/2 [f(x, t) + f(u, t')] + n;  n = lambda sqrt(h (g^2 + g'^2)/2) z, the same z.
 
     f = a x - (1 + lambda^2)/2 g^2 s. Ito and Stratonovich agree (additive noise); weak order 2; two evaluations a step,
     one for a step that ends at t' = 0. Source: Kloeden & Platen (1992), section 15.1 (trapezoidal weak scheme of

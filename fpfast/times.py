@@ -65,6 +65,7 @@ def parse(spec: str) -> Tensor:
         if pieces and float(pieces[-1][-1]) != first:
             raise bad("times", form, repr(spec))
         line = first + _ramp(count) * (last - first)
+        line[-1] = last
         pieces.append(line[1:] if pieces else line)
     return torch.cat(pieces)
 
@@ -73,8 +74,8 @@ def grid(sde: SDE, times: str | Sequence[float] | Tensor | None, steps: int) -> 
     """The times of a run, float64 of shape (steps + 1,), strictly descending from T.
 
     Args:
-        times: a name of ``TIMES``, a specification for :func:`parse`, any descending sequence from T down to at least 0,
-            or None for the SDE's own named grid.
+        times: a name of ``TIMES``, a specification for :func:`parse`, any descending sequence from T down to at least
+            0, or None for the SDE's own named grid.
         steps: for named grids; a sequence has as many steps as it says.
 
     Raises ValueError for unknown names, times that do not descend strictly, do not start at T, or leave [0, T].

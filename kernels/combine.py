@@ -1,8 +1,7 @@
 """Noise and linear combinations in Triton: one lane for each group of four elements of a sample.
 
 The same arithmetic as ``csrc/cuda/combine.cu``: one Philox call a lane, and float32 multiplies and adds in the same
-order, each rounded by itself (``enable_fp_fusion=False``), so the bits are those of :mod:`fpfast.reference`. Compiling
-needs no C++ toolchain, and happens at the first call.
+order, each rounded by itself (``enable_fp_fusion=False``), so the bits are those of :mod:`fpfast.reference`.
 """
 
 import math
@@ -136,7 +135,7 @@ def _words(seeds, sample, group, live, first_sample, stream, draw, SEED_PER_SAMP
 
 @triton.jit
 def _side_by_side(z0, z1, z2, z3, LANES: tl.constexpr):
-    """[LANES, 4] of four [LANES]: each lane keeps its own, nothing moves."""
+    """[LANES, 4] of four [LANES]. Nothing moves unless Triton spreads ragged samples over other threads than these."""
     return tl.reshape(tl.join(tl.join(z0, z2), tl.join(z1, z3)), (LANES, 4))
 
 
@@ -164,10 +163,13 @@ def noise_kernel(out, seeds, elements: tl.int64, units: tl.int64, first_sample: 
 
 @triton.jit
 def _coefficient(coef, sample, live, K: tl.constexpr, COEF_PER_SAMPLE: tl.constexpr):
-    if COEF_PER_SAMPLE:
-        return tl.load(coef + sample * 5 + K, mask=live, other=0.0)[:, None]
-    else:
-        return tl.load(coef + K)
+    return tl.load(coef + sample * 5 + K, mask=live, other=0.0)[:, None] if COEF_PER_SAMPLE else tl.load(coef + K)
+
+
+@triton.jit
+def _term(x, offset, exists, coef, sample, live, K: tl.constexpr, COEF_PER_SAMPLE: tl.constexpr):
+    value = tl.load(x + offset, mask=exists, other=0.0).to(tl.float32)
+    return _coefficient(coef, sample, live, K, COEF_PER_SAMPLE) * value
 
 
 @triton.jit(do_not_specialize=NUMBERS)
@@ -176,21 +178,17 @@ def combine_kernel(out, x0, x1, x2, x3, coef, seeds, elements: tl.int64, units: 
                    WHOLE: tl.constexpr, INDEX: tl.constexpr, LANES: tl.constexpr):  # fmt: skip
     """Operands past the last, and ``seeds`` where there is no noise, are None: the compiler then leaves them out."""
     sample, group, live, offset, exists = _place(elements, units, WHOLE, INDEX, LANES)
-    c = _coefficient(coef, sample, live, 0, COEF_PER_SAMPLE)
-    total = c * tl.load(x0 + offset, mask=exists, other=0.0).to(tl.float32)
+    total = _term(x0, offset, exists, coef, sample, live, 0, COEF_PER_SAMPLE)
     if x1 is not None:
-        c = _coefficient(coef, sample, live, 1, COEF_PER_SAMPLE)
-        total = total + c * tl.load(x1 + offset, mask=exists, other=0.0).to(tl.float32)
+        total = total + _term(x1, offset, exists, coef, sample, live, 1, COEF_PER_SAMPLE)
     if x2 is not None:
-        c = _coefficient(coef, sample, live, 2, COEF_PER_SAMPLE)
-        total = total + c * tl.load(x2 + offset, mask=exists, other=0.0).to(tl.float32)
+        total = total + _term(x2, offset, exists, coef, sample, live, 2, COEF_PER_SAMPLE)
     if x3 is not None:
-        c = _coefficient(coef, sample, live, 3, COEF_PER_SAMPLE)
-        total = total + c * tl.load(x3 + offset, mask=exists, other=0.0).to(tl.float32)
+        total = total + _term(x3, offset, exists, coef, sample, live, 3, COEF_PER_SAMPLE)
     if seeds is not None:
         w0, w1, w2, w3 = _words(seeds, sample, group, live, first_sample, stream, draw, SEED_PER_SAMPLE)
-        c = _coefficient(coef, sample, live, 4, COEF_PER_SAMPLE)
-        total = total + c * _normals(w0, w1, w2, w3, LANES)
+        z = _normals(w0, w1, w2, w3, LANES)
+        total = total + _coefficient(coef, sample, live, 4, COEF_PER_SAMPLE) * z
     tl.store(out + offset, total, mask=exists)
 
 
@@ -199,26 +197,26 @@ def _on_device(out: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(out.device) if out.is_cuda else nullcontext()
 
 
-def _options(units: int, elements: int) -> dict[str, object]:
-    return {
-        "WHOLE": elements % 4 == 0,
-        "INDEX": tl.int32 if units <= SMALL else tl.int64,  # a 64-bit division costs as much as the noise
-        "LANES": LANES,
-        "num_warps": WARPS,
-        "enable_fp_fusion": False,
-    }
+def _sizes(out: Tensor) -> tuple[int, int]:
+    elements = math.prod(out.shape[1:])
+    return elements, out.shape[0] * ((elements + 3) // 4)
+
+
+def _options(elements: int, units: int) -> dict[str, object]:
+    index = tl.int32 if units <= SMALL else tl.int64  # 64-bit division is slow
+    return {"WHOLE": elements % 4 == 0, "INDEX": index, "LANES": LANES, "num_warps": WARPS, "enable_fp_fusion": False}
 
 
 def noise(out: Tensor, kind: str, key: Key) -> None:
     """Fills ``out`` (samples, ...; float32, contiguous) with the values that ``key`` names."""
-    elements = math.prod(out.shape[1:])
-    units = out.shape[0] * ((elements + 3) // 4)
+    elements, units = _sizes(out)
     if units == 0:
         return
-    numbers = (elements, units, key.first_sample, key.stream, key.draw)
+    seeds, *numbers = key
+    options = _options(elements, units)
     with _on_device(out):
         noise_kernel[(triton.cdiv(units, LANES),)](
-            out, key.seed, *numbers, KIND=kind, SEED_PER_SAMPLE=key.seed.ndim == 1, **_options(units, elements)
+            out, seeds, elements, units, *numbers, KIND=kind, SEED_PER_SAMPLE=seeds.ndim == 1, **options
         )
 
 
@@ -227,15 +225,13 @@ def combine(out: Tensor, operands: list[Tensor], coef: Tensor, key: Key | None) 
 
     ``out`` and ``coef`` are float32, operands float32, bfloat16 or float16; all are contiguous.
     """
-    elements = math.prod(out.shape[1:])
-    units = out.shape[0] * ((elements + 3) // 4)
+    elements, units = _sizes(out)
     if units == 0:
         return
     seeds, *numbers = (None, 0, 0, 0) if key is None else key
+    per_sample = {"COEF_PER_SAMPLE": coef.ndim == 2, "SEED_PER_SAMPLE": seeds is not None and seeds.ndim == 1}
     padded = [*operands, None, None, None][:4]
     with _on_device(out):
         combine_kernel[(triton.cdiv(units, LANES),)](
-            out, *padded, coef, seeds, elements, units, *numbers,
-            COEF_PER_SAMPLE=coef.ndim == 2, SEED_PER_SAMPLE=seeds is not None and seeds.ndim == 1,
-            **_options(units, elements),
-        )  # fmt: skip
+            out, *padded, coef, seeds, elements, units, *numbers, **per_sample, **_options(elements, units)
+        )

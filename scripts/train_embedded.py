@@ -1,16 +1,16 @@
-"""Trains the two networks inside the package, ``fpfast/weights/blob_w0`` and ``blob_w1`` (2 and 3 minutes on one core each).
+"""Trains the networks inside the package, ``fpfast/weights/blob_w0`` and ``blob_w1`` (2 and 3 minutes on a core).
 
     python scripts/train_embedded.py --weight 0 --out fpfast/weights/blob_w0.safetensors
     python scripts/train_embedded.py --weight 1 --out fpfast/weights/blob_w1.safetensors
 
 Setting of Deveney et al. (arXiv 2311.15996): forward process dX = -X dt + dW on [0, 10], potential network
-phi(t, x) = 3-80-80-80-1, t = 10 Beta(1, 2), denoising score matching, plus ``weight`` times the mean
-square of the log-density Fokker-Planck residual
+phi(t, x) = 3-80-80-80-1, t = 10 Beta(1, 2), denoising score matching, plus ``weight`` times the mean square of the
+log-density Fokker-Planck residual
 
     R = d_t phi - d - x.grad phi - 1/2 (|grad phi|^2 + Laplacian phi)
 
-times std(t)^2, at uniform points of the box [-4, 4]^2. With softplus(20) in place
-of their softplus(100), a Laplacian that is less spiky, 12,000 steps are enough. The derivatives in x and t are carried forward through the layers beside the
+times std(t)^2, at uniform points of the box [-4, 4]^2. With softplus(20) in place of their softplus(100) the Laplacian
+is less spiky and 12,000 steps are enough. The derivatives in x and t are carried forward through the layers beside the
 value (forward Laplacian), so one reverse pass gives the gradient of the loss.
 """
 
@@ -32,7 +32,7 @@ HORIZON = 10.0
 
 
 def jets(net: MLP, t: Tensor, x: Tensor, laplacian: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """d_t phi (B, 1), grad phi (B, 2) and Laplacian phi (B, 1) of a potential network, differentiable in its weights."""
+    """d_t phi (B, 1), grad phi (B, 2) and Laplacian phi (B, 1) of a potential network, with graphs to its weights."""
     *inner, last = net.children()
     value = torch.cat((t, x), dim=1)
     d_t, d_x, trace = None, None, torch.zeros(())

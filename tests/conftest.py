@@ -9,9 +9,7 @@ import torch
 import fpfast
 from fpfast import backends
 
-REFERENCE = Path(
-    os.environ.get("FPFAST_REFERENCE_DATA", Path(__file__).parents[2] / "shared" / "data" / "ode_sde_gap")
-)
+REFERENCE = Path(os.environ.get("FPFAST_REFERENCE_DATA", Path(__file__).parents[2] / "shared" / "data" / "ode_sde_gap"))
 LEVELS: list[str] = []
 if backends.NATIVE_ERROR is None:
     from fpfast import _native

@@ -109,7 +109,10 @@ def test_doctor_without_native_kernels(capsys, monkeypatch):
         (["sample", "--sde", "vp:beta=3", "--net", "good.safetensors", "--hidden", "4"], "--sde vp: expected one of"),
         (["sample", "--sde", "vp:beta_min=x", "--net", "good.safetensors", "--hidden", "4"], "expected a number"),
         (["sample", "--activation", "relu", "--net", "good.safetensors", "--hidden", "4"], "activation: expected"),
-        (["sample", "--activation", "softplus:-1", "--net", "good.safetensors", "--hidden", "4"], "activation: expected"),
+        (
+            ["sample", "--activation", "softplus:-1", "--net", "good.safetensors", "--hidden", "4"],
+            "activation: expected",
+        ),
         (["sample", "--n", "0"], "shape: expected"),
         (["sample", "--seed", "-1"], "seed: expected"),
         (["sample", "--threads", "0"], "--threads: expected"),

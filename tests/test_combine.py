@@ -92,7 +92,8 @@ def test_opcheck(dtype, per_sample):
         args = ([y.clone().requires_grad_()], *args[1:])
         torch.library.opcheck(torch.ops.fpfast.combine, (x.clone().requires_grad_(), *args))
     torch.library.opcheck(
-        torch.ops.fpfast.noise, (torch.tensor(3), [3, 4], 0, 1, 2, "normal", backends.pick("auto", "cpu", torch.float32))
+        torch.ops.fpfast.noise,
+        (torch.tensor(3), [3, 4], 0, 1, 2, "normal", backends.pick("auto", "cpu", torch.float32)),
     )
 
 

@@ -90,8 +90,10 @@ CASES = {
     "NaN time": (lambda: SCORE(X, math.nan), "t"),
     "too few times": (lambda: SCORE(X, torch.zeros(2)), "t"),
     # SDEs
-    **{f"{name} of nothing": (lambda sde=sde: sde(**{next(iter(sde.__dataclass_fields__)): 0.0}), sde.__name__)
-       for name, sde in SDES.items()},  # fmt: skip
+    **{
+        f"{name} of nothing": (lambda sde=sde: sde(**{next(iter(sde.__dataclass_fields__)): 0.0}), sde.__name__)
+        for name, sde in SDES.items()
+    },
     "Flow to 1": (lambda: fpfast.Flow(T=1.0), "Flow.T"),
     "VE upside down": (lambda: fpfast.VE(sigma_min=2.0, sigma_max=1.0), "VE.sigma_max"),
     "NaN field": (lambda: fpfast.VP(beta_min=math.nan), "VP.beta_min"),

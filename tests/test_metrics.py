@@ -67,7 +67,9 @@ def test_error_bars_of_histogram_distances():
 
 
 def test_error_bars_of_exact_transport():
-    estimates = [metrics.w2_exact(gaussian(400, 0.8, 0.7, 2 * k), gaussian(400, 0.0, 0.8, 2 * k + 1)) for k in range(30)]
+    estimates = [
+        metrics.w2_exact(gaussian(400, 0.8, 0.7, 2 * k), gaussian(400, 0.0, 0.8, 2 * k + 1)) for k in range(30)
+    ]
     spread = numpy.std([e.value for e in estimates], ddof=1)
     assert 1 / 1.6 < numpy.mean([e.error for e in estimates]) / spread < 1.6
 
@@ -89,7 +91,12 @@ def test_total_variation_floor():
         (lambda: metrics.w2_exact(torch.zeros(3, 2), torch.zeros(3, 3)), "y"),
         (lambda: metrics.w2_exact(torch.zeros(0, 2), torch.zeros(3, 2)), "x"),
         (lambda: metrics.w2_exact(torch.zeros(30_000, 2), torch.zeros(3, 2)), "x, y"),
-        (lambda: metrics.w2_grid(metrics.histogram(torch.zeros(1, 2)), metrics.histogram(torch.zeros(1, 2), nodes=9)), "y"),
+        (
+            lambda: metrics.w2_grid(
+                metrics.histogram(torch.zeros(1, 2)), metrics.histogram(torch.zeros(1, 2), nodes=9)
+            ),
+            "y",
+        ),
     ],
 )
 def test_bad_input(call, name):

@@ -7,7 +7,6 @@ import pytest
 import torch
 from conftest import REFERENCE
 from safetensors.torch import save_file
-from torch.nn import functional
 
 import fpfast
 from fpfast import metrics, network
@@ -31,7 +30,12 @@ def test_round_trip(tmp_path):
 def test_layers_are_ordered_by_number():
     order = sorted((str(k) for k in range(12)), key=network._order)
     assert order == [str(k) for k in range(12)]
-    assert sorted(["output", "hidden10", "hidden2", "input"], key=network._order) == ["input", "hidden2", "hidden10", "output"]
+    assert sorted(["output", "hidden10", "hidden2", "input"], key=network._order) == [
+        "input",
+        "hidden2",
+        "hidden10",
+        "output",
+    ]
 
 
 def test_input_order_and_potential():
@@ -45,7 +49,7 @@ def test_input_order_and_potential():
 @pytest.mark.parametrize("beta", [1.0, 100.0])
 def test_softplus(beta):
     x = torch.linspace(-50, 50, 10_001)
-    exact = functional.softplus(x.double(), beta=beta, threshold=1000)
+    exact = torch.logaddexp(beta * x.double(), torch.zeros(())) / beta
     assert float((network.softplus(x, beta) - exact).abs().max()) < 4e-6  # one unit in the last place of 50
     small = x[x.abs() < 2]
     assert float((network.softplus(small, beta) - exact[x.abs() < 2]).abs().max()) < 3e-7
@@ -84,6 +88,7 @@ def write_bad_files(folder):
     (folder / "net.pkl").write_bytes(pickle.dumps(Code()))
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize(
     ("file", "hidden", "message"),
     [
@@ -128,7 +133,7 @@ def compare(name, n):
 
 @pytest.mark.skipif(not REFERENCE.is_dir(), reason="the published networks are not on this machine")
 @pytest.mark.parametrize("name", ["blob_w0.0", "blob_w1.0", "circles2_w0.0", "circles2_w1.0"])
-@pytest.mark.parametrize("n", [2_000, pytest.param(200_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [1_000, pytest.param(200_000, marks=pytest.mark.slow)])
 def test_published_histograms_are_reproduced(name, n):
     for process, measured, floor in compare(name, n):
         assert measured < floor.value + 5 * floor.error, process

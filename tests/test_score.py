@@ -55,7 +55,7 @@ def test_sampling_does_not_depend_on_the_prediction(kind):
 @pytest.mark.parametrize("kind", ["noise", "potential"])
 @pytest.mark.parametrize("solver", fpfast.SOLVERS)
 def test_guidance_is_the_mixed_network(solver, kind):
-    """Where two outputs fit into one kernel they are folded in, else mixed first: both must equal mixing in the network."""
+    """Two outputs are folded into one kernel where they fit, else mixed first: both equal mixing in the network."""
     gm, other, sde = mixture(), fpfast.GaussianMixture(torch.zeros(1, 2), torch.ones(1)), fpfast.VP()
     yes, no = predictor(gm, sde, kind), predictor(other, sde, kind)
     guided = fpfast.Score(lambda x, t: (yes(x, t), no(x, t)), sde, predicts=kind, guidance=1.5)

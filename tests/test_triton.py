@@ -23,7 +23,7 @@ from fpfast import reference
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
-SHAPES = [(3, 7), (5, 1), (2, 4, 3), (1000, 2), (1, 4099), (7,), (0, 4), (4, 0)]
+SHAPES = [(3, 7), (5, 1), (2, 4, 3), (1000, 2), (1, 4099), (0, 4), (4, 0)]
 SINGLE, BRAIN, HALF = torch.float32, torch.bfloat16, torch.float16
 OPERANDS = [(SINGLE,), (SINGLE, BRAIN), (SINGLE, HALF, SINGLE), (SINGLE, BRAIN, HALF, SINGLE), (HALF, SINGLE, HALF)]
 BIG_SEED = 5 - 2**63  # the bits of 2**63 + 5
@@ -51,7 +51,7 @@ CASES = [
     *(Case(*case) for case in itertools.product(SHAPES, [""], OPERANDS, ["none", "one", "each"], ["one", "each"])),
     *(
         Case(shape, "", OPERANDS[2], seeds, coefs, in_place=True)
-        for shape, seeds, coefs in itertools.product(SHAPES[:5], ["none", "one", "each"], ["one", "each"])
+        for shape, seeds, coefs in itertools.product(SHAPES[:5], ["one", "each"], ["one", "each"])
     ),
     *(Case(shape, "", OPERANDS[2], seeds, "each", wide=True) for shape in SHAPES[:3] for seeds in ("one", "each")),
 ]
@@ -149,8 +149,8 @@ def test_units_are_counted_in_32_bits_while_the_last_program_allows():
 
     programs = -(-combine.SMALL // combine.LANES)
     assert programs * combine.LANES <= 2**31
-    assert str(combine._options(combine.SMALL, 4)["INDEX"]) == "int32"
-    assert str(combine._options(combine.SMALL + 1, 4)["INDEX"]) == "int64"
+    assert str(combine._options(4, combine.SMALL)["INDEX"]) == "int32"
+    assert str(combine._options(4, combine.SMALL + 1)["INDEX"]) == "int64"
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 //
 // A sample's elements come in groups of four, one Philox call each. The groups of all samples are numbered in a row and
 // handled in blocks of 64: the body of a loop over the block is straight-line scalar code on independent lanes, which
-// the compiler turns into SIMD. A block covers a contiguous range of elements, also where a sample's last group is short.
+// the compiler turns into SIMD. A block covers a contiguous range of elements, also where a sample's last group is
+// short.
 #include <algorithm>
 
 #include "../math/normal.h"

@@ -1,5 +1,6 @@
-// Noise and linear combinations on NVIDIA GPUs: one thread for each group of four elements of a sample, that is for each
-// Philox call. Compiled with -fmad=false, so results are those of the CPU kernels and of the reference, bit for bit.
+// Noise and linear combinations on NVIDIA GPUs: one thread for each group of four elements of a sample, that is for
+// each Philox call. Compiled with -fmad=false, so results are those of the CPU kernels and of the reference, bit for
+// bit.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -49,8 +50,8 @@ __device__ void load(float (&v)[4], const void* operand, Dtype dtype, int64_t at
     for (int k = 0; k < n; ++k) narrow[k] = p[k];
   }
   for (int k = 0; k < 4; ++k)
-    v[k] = dtype == Dtype::bfloat16 ? bits_to_float(uint32_t(narrow[k]) << 16)
-                                    : __half2float(__ushort_as_half(narrow[k]));
+    v[k] =
+        dtype == Dtype::bfloat16 ? bits_to_float(uint32_t(narrow[k]) << 16) : __half2float(__ushort_as_half(narrow[k]));
 }
 
 __device__ void store(float* out, const float (&v)[4], int n) {
