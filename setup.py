@@ -94,6 +94,15 @@ class BuildNative(build_ext):
             return None
         if compiler is None:
             sys.exit("FPFAST_CUDA=1: expected nvcc on PATH or under CUDA_HOME, found none")
+        try:
+            return self.compile_cuda(compiler, temporary)
+        except Exception as error:  # such as a host compiler that nvcc does not know
+            if cuda == "1":
+                raise
+            self.warn(f"fpfast is built without its CUDA kernels: {error}")
+            return None
+
+    def compile_cuda(self, compiler: str, temporary: Path) -> Path:
         known = subprocess.run([compiler, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
         usable = [number for number in CUDA_ARCHITECTURES if f"sm_{number}" in known.split()]
         targets = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in usable]

@@ -7,6 +7,7 @@ of :mod:`fpfast.reference`.
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class Backend:
 
 def _native_error() -> str | None:
     try:
-        from fpfast import _native  # noqa: F401
+        importlib.import_module("fpfast._native")
     except ImportError as error:
         return str(error)
     return None

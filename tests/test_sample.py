@@ -59,7 +59,7 @@ def test_one_seed_per_sample():
 def test_reaches_the_true_mean_and_covariance(sde, solver, noise):
     """Every SDE x solver x noise level, within 4.5 standard errors of each of the 2 + 3 numbers."""
     gm, n = mixture(), 3000
-    x = fpfast.sample(gm.score(sde), (n, 2), solver=solver, steps=300, times="logsnr", noise=noise, seed=1).double()
+    x = fpfast.sample(gm.score(sde), (n, 2), solver=solver, steps=400, times="logsnr", noise=noise, seed=1).double()
     mean, covariance = gm.moments(sde, sde.t_min)
     centred = x - x.mean(0)
     products = centred[:, :, None] * centred[:, None, :]

@@ -120,23 +120,23 @@ def test_order_of_the_ode_on_a_mixture(sde, solver, order):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("solver", "order", "steps"), [("euler_maruyama", 1, [8, 16, 32]),
-                                                        ("stochastic_heun", 2, [6, 9, 13])])  # fmt: skip
+@pytest.mark.parametrize(("solver", "order", "steps"), [("euler_maruyama", 1, [4, 8, 16]),
+                                                        ("stochastic_heun", 2, [4, 6, 8, 11])])  # fmt: skip
 def test_weak_order_on_a_mixture(solver, order, steps):
-    """E|x|^2 at noise 1 from 2^22 samples of a mixture on the line; the start is exact, the error the solver's."""
+    """E|x|^2 at noise 1 from 2^21 samples of a mixture on the line; the start is exact, the error the solver's."""
     gm = fpfast.GaussianMixture(torch.tensor([[-1.0], [1.0]]), torch.tensor([0.3, 0.6]))
-    sde, n, end = fpfast.OU(T=1.5), 2**22, 0.05
+    sde, n, end = fpfast.OU(T=1.5), 2**21, 0.05
     alpha, std = sde.marginal(sde.T)
-    start = alpha * gm.sample(n, torch.Generator().manual_seed(0)) + std * torch.randn(n, 1, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    start = alpha * gm.sample(n, generator) + std * torch.randn(n, 1, dtype=torch.float64, generator=generator)
     mean, covariance = gm.moments(sde, end)
     true = float(mean**2 + covariance)
     errors = []
     for k in steps:
-        times = torch.linspace(1.5, end, k + 1, dtype=torch.float64)
-        x = fpfast.sample(gm.score(sde), (n, 1), solver=solver, times=times, x=start.float(), seed=k, final="noise")
+        options = {"times": torch.linspace(1.5, end, k + 1), "x": start.float(), "final": "noise"}
+        x = fpfast.sample(gm.score(sde), (n, 1), solver=solver, seed=k, batch_size=2**14, **options)
         errors.append(abs(float(x.double().square().mean()) - true))
-    noise = 3 * math.sqrt(2) * true / math.sqrt(n)
-    assert min(errors) > noise, "the test is too weak to see the order"
+    assert min(errors) > 2 * math.sqrt(2) * true / math.sqrt(n), "hidden by sampling noise"
     assert slope(errors, steps) == pytest.approx(order, abs=0.35), errors
 
 
