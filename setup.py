@@ -7,6 +7,7 @@ processor; a CUDA part is linked with the static runtime, so the module imports 
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -44,19 +45,27 @@ class BuildNative(build_ext):
     """Compiles each kernel source with flags of its own, then links one module."""
 
     def run(self) -> None:
-        native = wanted("FPFAST_NATIVE")
+        native, cuda = wanted("FPFAST_NATIVE"), wanted("FPFAST_CUDA")
         if native == "0":
-            self.extensions = []
+            if cuda == "1":
+                sys.exit("FPFAST_CUDA=1: expected FPFAST_NATIVE=auto or 1, got 0")
+            self.remove_built()
             return
         try:
             super().run()
         except Exception as error:  # no compiler, or one that is too old: the package works without
-            if native == "1":
+            if "1" in (native, cuda):
                 raise
-            self.extensions = []
+            self.remove_built()
             self.warn(
                 f"fpfast is installed without its native kernels, as plain torch; `fpfast doctor` tells more. {error}"
             )
+
+    def remove_built(self) -> None:
+        """Leaves no extension, not even one of an earlier build in this folder."""
+        for ext in self.extensions:
+            Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
+        self.extensions = []
 
     def build_extension(self, ext: Pybind11Extension) -> None:
         temporary = Path(self.build_temp)
@@ -76,9 +85,7 @@ class BuildNative(build_ext):
         if (cuda_object := self.build_cuda(temporary)) is not None:
             objects.append(cuda_object)
             defines.append("-DFPFAST_CUDA")
-            root = Path(os.path.realpath(nvcc() or "")).parent.parent
-            found = next(root.glob("**/libcudart_static.a"))
-            libraries = [str(found), "-ldl", "-lrt", "-lpthread"]
+            libraries = [str(self.cuda_runtime), "-ldl", "-lrt", "-lpthread"]
         objects.append(temporary / "bindings.o")
         source = str(ROOT / "csrc/bindings.cpp")
         self.spawn([*compiler, "-std=c++17", "-O2", *include, *defines, "-c", source, "-o", str(objects[-1])])
@@ -103,6 +110,13 @@ class BuildNative(build_ext):
             return None
 
     def compile_cuda(self, compiler: str, temporary: Path) -> Path:
+        # nvcc knows where its libraries are, wherever it is installed and whatever wraps it.
+        plan = subprocess.run([compiler, "-dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
+        folders = [Path(word.strip('"')) for word in re.findall(r"-L(\S+)", plan)]
+        found = [folder / "libcudart_static.a" for folder in folders if (folder / "libcudart_static.a").is_file()]
+        if not found:
+            raise FileNotFoundError(f"libcudart_static.a is in none of nvcc's folders {[str(f) for f in folders]}")
+        self.cuda_runtime = found[0].resolve()
         known = subprocess.run([compiler, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
         usable = [number for number in CUDA_ARCHITECTURES if f"sm_{number}" in known.split()]
         targets = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in usable]

@@ -11,15 +11,16 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from fpfast.errors import unknown
+from fpfast.errors import bad, key, unknown
 from fpfast.reference import Key
 
-REINSTALL = "pip install --force-reinstall --no-deps --no-cache-dir fpfast (from its source tree: pip install .)"
+REINSTALL = "pip install --force-reinstall --no-deps --no-cache-dir . (in fpfast's source tree)"
+NO_DEVICE = "torch sees no CUDA device; install a CUDA build of torch and a driver"
 
 
 class Kernels(Protocol):
@@ -60,13 +61,13 @@ def _no_cuda() -> str | None:
 
     if not _native.has_cuda:
         return f"the CUDA kernels are not built; with nvcc on PATH: FPFAST_CUDA=1 {REINSTALL}"
-    return (
-        None if torch.cuda.is_available() else "torch sees no CUDA device; install a CUDA build of torch and a driver"
-    )
+    return None if torch.cuda.is_available() else NO_DEVICE
 
 
 def _no_triton() -> str | None:
-    return None if importlib.util.find_spec("triton") else "triton is not installed; pip install triton"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; pip install triton"
+    return None if torch.cuda.is_available() else NO_DEVICE
 
 
 def _load_reference() -> Kernels:
@@ -102,6 +103,18 @@ BACKENDS: dict[str, Backend] = {  # in order of preference
 }
 
 
+def usable(name: str, device: Any) -> torch.device:
+    """``device`` as a torch.device that holds data here. Raises ValueError for any other."""
+    try:
+        found = torch.device(device)
+        if found.type == "meta":
+            raise RuntimeError("which holds no data")
+        torch.empty(0, device=found)
+    except (TypeError, RuntimeError, AssertionError) as error:
+        raise bad(name, "a device that torch can use here", f"{device!r}: {error}") from error
+    return found
+
+
 def obstacle(name: str, device: str, dtype: torch.dtype) -> str | None:
     """Why backend ``name`` cannot serve states of this kind; None where it can."""
     backend = BACKENDS[name]
@@ -118,13 +131,11 @@ def pick(name: str, device: str, dtype: torch.dtype) -> str:
     Raises ValueError for an unknown name or a dtype that no backend serves, RuntimeError when a named backend cannot
     serve (with the cause and what would mend it).
     """
-    if name == "auto":
+    if key("backend", name, ["auto", *BACKENDS]) == "auto":
         for candidate in BACKENDS:
             if obstacle(candidate, device, dtype) is None:
                 return candidate
         raise unknown("dtype", dtype, map(str, BACKENDS["reference"].dtypes))
-    if name not in BACKENDS:
-        raise unknown("backend", name, ["auto", *BACKENDS])
     if (reason := obstacle(name, device, dtype)) is not None:
         raise RuntimeError(f"backend: {name!r} cannot serve a {dtype} state on {device}: {reason}")
     return name

@@ -6,6 +6,7 @@ import argparse
 import inspect
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fpfast.backends import BACKENDS
 from fpfast.data import DATA
 from fpfast.embedded import DATA as EMBEDDED_DATA
 from fpfast.embedded import EMBEDDED, embedded
-from fpfast.errors import bad, unknown
+from fpfast.errors import bad, integer, real, unknown
 from fpfast.gap import Gap, gap
 from fpfast.network import load_mlp, load_tensors
 from fpfast.sample import sample
@@ -41,23 +42,38 @@ def parse_sde(spec: str) -> SDE:
         key, _, value = field.partition("=")
         if key not in known:
             raise unknown(f"--sde {name}", key, known)
-        try:
-            values[key] = float(value)
-        except ValueError:
-            raise bad(f"--sde {name}:{key}", "a number", repr(value)) from None
+        values[key] = real(f"--sde {name}:{key}", _number(value))
     return SDES[name](**values)
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+SHAPE_OPTIONS = ("hidden", "activation", "potential", "time_first", "predicts", "sde")
 
 
 def load_score(net: str, args: argparse.Namespace) -> Score:
     """The score of an embedded network, or of a file whose shape the other options give."""
     if net in EMBEDDED:
+        given = [name for name in SHAPE_OPTIONS if getattr(args, name) not in (None, False)]
+        if given:
+            raise bad(
+                "--" + given[0].replace("_", "-"), f"nothing, {net} being part of the package", getattr(args, given[0])
+            )
         return embedded(net)
+    if args.potential and args.predicts is not None:
+        raise bad("--predicts", "nothing beside --potential", args.predicts)
     if args.hidden is None:
         raise bad("--hidden", f"the widths of the hidden layers of {net}, as in --hidden 80 80 80", "nothing")
     module = load_mlp(
-        net, args.hidden, activation=args.activation, potential=args.potential, time_first=args.time_first
+        net, args.hidden, activation=args.activation or "silu", potential=args.potential, time_first=args.time_first
     )
-    return Score(module, parse_sde(args.sde), predicts="potential" if args.potential else args.predicts)
+    predicts = "potential" if args.potential else args.predicts or "score"
+    return Score(module, parse_sde(args.sde or "ou"), predicts=predicts)
 
 
 def run_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -154,12 +170,13 @@ def run_gap(args: argparse.Namespace) -> None:
     results = {}
     for name in names:
         label = Path(name).stem
+        score = load_score(name, args)
         print(f"{label}: {EMBEDDED.get(name, 'sampling the ODE and the SDE')} ...", file=sys.stderr)
-        results[label] = gap(load_score(name, args), data, n=args.n, noise=args.noise, **run_options(args))
+        results[label] = gap(score, data, n=args.n, noise=args.noise, **run_options(args))
     print_table(gap_rows(results))
     for label, result in results.items():
         outside = ", ".join(f"{name} {share:.2%}" for name, share in result.outside.items())
-        print(f"{label}: {result.n} samples each, {result.evaluations} network evaluations of each, "
+        print(f"{label}: {result.n} samples each, {result.evaluations} network evaluations, "
               f"{result.seconds:.1f} s of sampling; outside the grid: {outside}")  # fmt: skip
     for path in paths:
         output.write(path, GAP_OUT[path.suffix](results, args))
@@ -194,7 +211,7 @@ def run_sample(args: argparse.Namespace) -> None:
     )
     print(f"{args.n} samples in {info.seconds:.2f} s, {info.evaluations} network evaluations, "
           f"backend {info.backend}, seed {info.seed}, {info.nonfinite} not finite")  # fmt: skip
-    print(f"mean {_brief(x.mean(0))}, std {_brief(x.std(0))}")
+    print(f"mean {_brief(x.mean(0))}, std {_brief(x.std(0, correction=0))}")
     for path in paths:
         output.write(path, SAMPLE_OUT[path.suffix](x, info))
         print(f"wrote {path}")
@@ -211,8 +228,11 @@ def run_doctor(args: argparse.Namespace) -> None:
 def run_info(args: argparse.Namespace) -> None:
     path = Path(args.file)
     if path.suffix == ".npz":
-        with numpy.load(path, allow_pickle=False) as file:
-            tensors = {name: torch.from_numpy(file[name]) for name in file.files}
+        try:
+            with numpy.load(path, allow_pickle=False) as file:
+                tensors = {name: torch.from_numpy(file[name]) for name in file.files}
+        except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise bad("file", "arrays of numbers", f"{str(path)!r}: {error}") from error
     else:
         tensors = load_tensors(path)
     rows = [["tensor", "shape", "dtype", "min", "max"]]
@@ -226,11 +246,11 @@ def run_info(args: argparse.Namespace) -> None:
 def _common(parser: argparse.ArgumentParser) -> None:
     net = parser.add_argument_group("network")
     net.add_argument("--hidden", type=int, nargs="+", metavar="WIDTH", help="widths of the hidden layers of a file")
-    net.add_argument("--activation", default="silu", help="such as tanh, silu, softplus:100 (default: %(default)s)")
+    net.add_argument("--activation", help="such as tanh, silu, softplus:100 (default: silu)")
     net.add_argument("--potential", action="store_true", help="the network is phi(x, t), the score its gradient")
     net.add_argument("--time-first", action="store_true", help="the network's input is (t, x), not (x, t)")
-    net.add_argument("--predicts", default="score", choices=PREDICTIONS, help="(default: %(default)s)")
-    net.add_argument("--sde", default="ou", help="such as ou, vp, vp:beta_max=10 (default: %(default)s)")
+    net.add_argument("--predicts", choices=PREDICTIONS, help="(default: score)")
+    net.add_argument("--sde", help="such as ou, vp, vp:beta_max=10 (default: ou)")
     run = parser.add_argument_group("sampling")
     run.add_argument("--solver", default="euler_maruyama", choices=SOLVERS, help="(default: %(default)s)")
     run.add_argument("--steps", type=int, default=250, help="of a named time grid (default: %(default)s)")
@@ -278,9 +298,7 @@ def main(argv: list[str] | None = None) -> int:
     began = time.perf_counter()
     try:
         if (threads := getattr(args, "threads", None)) is not None:
-            if threads < 1:
-                raise bad("--threads", "a positive number", threads)
-            torch.set_num_threads(threads)
+            torch.set_num_threads(integer("--threads", threads, 1, 4096))
         args.run(args)
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         print(f"fpfast: {error}", file=sys.stderr)

@@ -13,7 +13,7 @@ import numpy
 import torch
 from torch import Generator, Tensor
 
-from fpfast.errors import bad, unknown
+from fpfast.errors import integer, key
 
 BLOB_CENTRES = ((-2, -2), (-2, 2), (2, -2), (2, 2), (0, 0), (4, 0), (-4, 0), (0, 4), (0, -4))
 BLOB_SCALE = 0.65
@@ -87,8 +87,5 @@ def draw(name: str, n: int, *, seed: int = 0) -> Tensor:
     Returns float32, (n, 2), or (n, 1, 8, 8) for digits.
     Raises ValueError for an unknown name or n < 1.
     """
-    if name not in DATA:
-        raise unknown("data", name, DATA)
-    if n < 1:
-        raise bad("n", "a positive number of samples", n)
-    return DATA[name](n, torch.Generator().manual_seed(seed))
+    n = integer("n", n, 1)
+    return DATA[key("data", name, DATA)](n, torch.Generator().manual_seed(seed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 
@@ -27,7 +28,9 @@ def report() -> list[str]:
         compiler = shutil.which("g++") or shutil.which("c++")
         found = f"found {compiler}" if compiler else "no C++ compiler on PATH"
         lines.append(f"native kernels: missing ({found})")
-    lines.append(f"nvcc: {shutil.which('nvcc') or 'not on PATH'}")
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")  # where setup.py looks, too
+    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
+    lines.append(f"nvcc: {nvcc or 'not on PATH or under CUDA_HOME'}")
     lines.append("GPU: " + (torch.cuda.get_device_name() if torch.cuda.is_available() else "torch sees none"))
     for name, backend in backends.BACKENDS.items():
         reason = backend.missing()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Iterable
+from typing import Any
 
 
 def bad(name: str, expected: str, got: object) -> ValueError:
@@ -13,3 +16,44 @@ def bad(name: str, expected: str, got: object) -> ValueError:
 def unknown(name: str, got: object, known: Iterable[str]) -> ValueError:
     """A ``ValueError`` for a name that is not in a table; lists the table."""
     return bad(name, "one of " + ", ".join(map(repr, known)), repr(got))
+
+
+def key(name: str, value: Any, table: Iterable[str]) -> str:
+    """``value`` if it is a name in ``table``."""
+    if not isinstance(value, str) or value not in table:
+        raise unknown(name, value, table)
+    return value
+
+
+def integer(name: str, value: Any, low: int, high: float = math.inf) -> int:
+    """``value`` as an int in [low, high]; whole numbers of other types (numpy's) pass, floats and bools do not."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = low - 1
+    if isinstance(value, bool) or not low <= number <= high:
+        limits = f"of at least {low}" if high == math.inf else f"in [{low}, {high}]"
+        raise bad(name, f"an integer {limits}", repr(value))
+    return number
+
+
+def real(name: str, value: Any, expected: str = "a finite number", low: float = -math.inf) -> float:
+    """``value`` as a finite float of at least ``low``."""
+    try:
+        number = math.nan if isinstance(value, str | bool) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not (math.isfinite(number) and number >= low):
+        raise bad(name, expected, repr(value))
+    return number
+
+
+def sizes(name: str, value: Any, low: int) -> tuple[int, ...]:
+    """``value`` as a shape (samples, ...) of one or more sizes, each at least ``low``."""
+    try:
+        shape = () if isinstance(value, str) else tuple(operator.index(size) for size in value)
+    except TypeError:
+        shape = ()
+    if not shape or min(shape) < low:
+        raise bad(name, f"(samples, ...), integers of at least {low}", repr(value))
+    return shape

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fpfast import data as datasets
-from fpfast.errors import bad
+from fpfast.errors import bad, integer, real
 from fpfast.metrics import METRICS, Estimate, Histogram, histogram, w2_sliced
 from fpfast.sample import sample
 from fpfast.score import Score
@@ -40,8 +40,20 @@ class Gap:
     histograms: dict[str, Histogram]
     outside: dict[str, float]  # share of the samples beyond the grid, left out of every distance
     n: int
-    evaluations: int
+    evaluations: int  # of the network for each batch, ODE and SDE together
     seconds: float
+
+
+def _truth(data: str | Tensor, n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """A fresh draw and the truth: n and 10 n named samples, or the given ones shuffled, n or a third held out."""
+    if isinstance(data, str):
+        return datasets.draw(data, n, seed=seed + 1), datasets.draw(data, TRUTH_FACTOR * n, seed=seed)
+    given = torch.as_tensor(data)
+    if given.ndim != 2 or given.shape[1] != 2 or len(given) < 3:
+        raise bad("data", "a name, or three or more two-dimensional samples (n, 2)", tuple(given.shape))
+    given = given[torch.randperm(len(given), generator=torch.Generator().manual_seed(seed))]
+    held = min(n, len(given) // 3)
+    return given[:held], given[held:]
 
 
 def gap(
@@ -66,19 +78,15 @@ def gap(
         edge, nodes: the histograms' grid, see :func:`fpfast.metrics.histogram`.
         options: solver, steps, times, final, device, dtype, backend, batch_size, progress of :func:`fpfast.sample`.
 
-    The truth has 10 n samples where it is named. Transport and densities are compared on the histograms, "w2_sliced" on
-    5,000 samples inside their grid. Raises ValueError as :func:`fpfast.sample` and :func:`fpfast.metrics.histogram` do.
+    The truth has 10 n samples where it is named; of given samples, n or a third are held out for "floor". Transport and
+    densities are compared on the histograms, "w2_sliced" on 5,000 samples inside their grid.
+    Raises ValueError as :func:`fpfast.sample` and :func:`fpfast.metrics.histogram` do.
     """
-    if noise == 0:
+    n = integer("n", n, 1)
+    seed = integer("seed", seed, 0, 2**63 - 2)
+    if real("noise", noise, "a positive level for the SDE (the ODE has 0)", low=0) == 0:
         raise bad("noise", "a positive level for the SDE (the ODE has 0)", noise)
-    if isinstance(data, str):
-        truth = datasets.draw(data, TRUTH_FACTOR * n, seed=seed)
-        fresh = datasets.draw(data, n, seed=seed + 1)
-    else:
-        truth = torch.as_tensor(data)
-        fresh = truth[torch.randint(len(truth), (n,), generator=torch.Generator().manual_seed(seed))]
-    if truth.ndim != 2 or truth.shape[1] != 2:
-        raise bad("data", "two-dimensional samples (n, 2)", tuple(truth.shape))
+    fresh, truth = _truth(data, n, seed)
     ode, ode_info = sample(score, (n, 2), noise=0.0, seed=seed, return_info=True, **options)
     sde, sde_info = sample(score, (n, 2), noise=noise, seed=seed, return_info=True, **options)
     points = {"ode": ode, "sde": sde, "truth": truth, "fresh": fresh}

@@ -11,7 +11,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from fpfast.errors import bad
+from fpfast.errors import bad, integer, real
 
 REPLICATES = 20
 EXACT_LIMIT = 20_000
@@ -58,9 +58,10 @@ def histogram(x: Tensor, *, edge: float = 3.5, nodes: int = 64) -> Histogram:
     """
     points = _points("x", x)
     if points.shape[1] != 2:
-        raise bad("x", "samples of shape (n, 2)", tuple(x.shape))
-    if not 0 < edge < math.inf or nodes < 2:
-        raise bad("edge, nodes", "a positive finite edge and two or more nodes", (edge, nodes))
+        raise bad("x", "samples of shape (n, 2)", points.shape)
+    nodes = integer("nodes", nodes, 2)
+    if real("edge", edge, "a positive number", low=0) == 0:
+        raise bad("edge", "a positive number", edge)
     inside = points[(numpy.abs(points) < edge).all(axis=1)]
     if len(inside) == 0:
         raise bad("x", f"samples inside [-{edge}, {edge}]^2", "none")
@@ -71,6 +72,8 @@ def histogram(x: Tensor, *, edge: float = 3.5, nodes: int = 64) -> Histogram:
 
 def _points(name: str, x: Tensor) -> numpy.ndarray:
     x = torch.as_tensor(x)
+    if x.is_complex():
+        raise bad(name, "real samples", x.dtype)
     if x.ndim < 2 or len(x) == 0:
         raise bad(name, "samples of shape (n, ...) with n >= 1", tuple(x.shape))
     if not bool(x.isfinite().all()):
@@ -81,7 +84,7 @@ def _points(name: str, x: Tensor) -> numpy.ndarray:
 def _pair(x: Tensor, y: Tensor) -> tuple[numpy.ndarray, numpy.ndarray]:
     a, b = _points("x", x), _points("y", y)
     if a.shape[1] != b.shape[1]:
-        raise bad("y", f"samples of the shape of x, {tuple(x.shape[1:])}", tuple(y.shape[1:]))
+        raise bad("y", f"samples of the size of x, {a.shape[1]}", b.shape[1])
     return a, b
 
 
@@ -133,6 +136,7 @@ def w2_sliced(x: Tensor, y: Tensor, *, projections: int = 32, seed: int = 0) -> 
     import ot
 
     a, b = _pair(x, y)
+    projections = integer("projections", projections, 1)
     generator = numpy.random.default_rng(seed)
 
     def once(a: numpy.ndarray, b: numpy.ndarray) -> float:
@@ -146,6 +150,9 @@ def w2_sliced(x: Tensor, y: Tensor, *, projections: int = 32, seed: int = 0) -> 
 
 
 def _same_grid(x: Histogram, y: Histogram) -> None:
+    for name, h in (("x", x), ("y", y)):
+        if not isinstance(h, Histogram):
+            raise TypeError(f"{name}: expected a Histogram (see histogram), got {type(h).__name__}")
     if x.edge != y.edge or x.weights.shape != y.weights.shape:
         raise bad("y", f"a histogram on {x.weights.shape} nodes to {x.edge}", f"{y.weights.shape} to {y.edge}")
 
@@ -173,6 +180,7 @@ def total_variation_floor(x: Histogram, n: int, m: int) -> Estimate:
 
     what multinomial noise alone gives.
     """
+    n, m = integer("n", n, 1), integer("m", m, 1)
     generator = numpy.random.default_rng(0)
     p = x.weights.ravel() / x.weights.sum()
     draws = [

@@ -49,6 +49,10 @@ class GaussianMixture:
         weights = weights.to(torch.float64)
         if tuple(weights.shape) != (k,) or not bool((weights > 0).all() and torch.isfinite(weights).all()):
             raise bad("weights", f"{k} positive finite values", weights.tolist())
+        if k == 0 or d == 0:
+            raise bad("means", "at least one component and one dimension", (k, d))
+        if covariances.ndim == 3 and not torch.allclose(covariances, covariances.mT):
+            raise bad("covariances", "symmetric matrices", "one that is not")
         self.means, self.weights = means, weights / weights.sum()
         self.basis: Tensor | None = None  # columns are eigenvectors; None: the identity
         if covariances.ndim == 1:
@@ -82,6 +86,9 @@ class GaussianMixture:
         return self.means[k] + (z if self.basis is None else (self.basis[k] @ z[:, :, None])[:, :, 0])
 
     def _terms(self, x: Tensor, sde: SDE, t: Time) -> _Terms:
+        if x.ndim != 2 or x.shape[1] != self.means.shape[1]:
+            raise bad("x", f"shape (B, {self.means.shape[1]})", tuple(x.shape))
+
         def to(c: Tensor) -> Tensor:
             return c.to(x)
 

@@ -141,7 +141,9 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     except Exception as error:  # each library has error types of its own; the cause stays attached
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise bad("file", "weights and nothing else (no code)", f"{str(path)!r}: {reason}") from error
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()
+    ):
         raise bad("file", "a mapping of names to tensors", f"{str(path)!r}: {type(tensors).__name__}")
     for name, value in tensors.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fpfast import ops, reference
-from fpfast.errors import bad, unknown
+from fpfast.backends import usable
+from fpfast.errors import bad, integer, key, sizes
 
 STREAMS = {"prior": 0, "step": 1, "corrector": 2, "probes": 3, "times": 4, "data": 5}
 
@@ -27,9 +28,6 @@ def philox(counter: Sequence[Any], key: Sequence[Any]) -> tuple[Tensor, ...]:
     """
     if len(counter) != 4 or len(key) != 2:
         raise bad("counter, key", "four words and two words", f"{len(counter)} and {len(key)}")
-    for word in (*counter, *key):
-        if isinstance(word, int) and not 0 <= word <= reference.MASK:
-            raise bad("counter, key", "integers in [0, 2^32)", word)
     words = [torch.as_tensor(word) for word in (*counter, *key)]
     for word in words:
         if word.is_floating_point() or (word.numel() and not 0 <= int(word.min()) <= int(word.max()) <= reference.MASK):
@@ -38,10 +36,9 @@ def philox(counter: Sequence[Any], key: Sequence[Any]) -> tuple[Tensor, ...]:
     return reference.philox((words[0], words[1], words[2], words[3]), (words[4], words[5]))
 
 
-def _signed(seed: int) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
-        raise bad("seed", "an integer in [0, 2^64)", repr(seed))
-    return seed - 2**64 if seed >= 2**63 else seed
+def _signed(seed: Any) -> int:
+    number = integer("seed", seed, 0, 2**64 - 1)
+    return number - 2**64 if number >= 2**63 else number
 
 
 def seed_tensor(seed: Seed, samples: int, device: torch.device | str = "cpu") -> Tensor:
@@ -57,7 +54,7 @@ def seed_tensor(seed: Seed, samples: int, device: torch.device | str = "cpu") ->
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or tuple(seed.shape) not in ((), (samples,)):
             raise bad("seed", f"int64 of shape () or ({samples},)", f"{seed.dtype} of shape {tuple(seed.shape)}")
-        return seed.to(device)
+        return seed.to(device).contiguous()
     if isinstance(seed, Sequence) and not isinstance(seed, str):
         if len(seed) != samples:
             raise bad("seed", f"one seed, or one for each of the {samples} samples", f"{len(seed)} seeds")
@@ -75,12 +72,10 @@ def _draw(
     device: torch.device | str,
     backend: str,
 ) -> Tensor:
-    if stream not in STREAMS:
-        raise unknown("stream", stream, STREAMS)
-    if len(shape) == 0:
-        raise bad("shape", "(samples, ...)", tuple(shape))
-    key = seed_tensor(seed, shape[0], device)
-    return ops.noise(kind, key, shape, first_sample=first_sample, stream=STREAMS[stream], draw=draw, backend=backend)
+    number = STREAMS[key("stream", stream, STREAMS)]
+    shape = sizes("shape", shape, 0)
+    seeds = seed_tensor(seed, shape[0], usable("device", device))
+    return ops.noise(kind, seeds, shape, first_sample=first_sample, stream=number, draw=draw, backend=backend)
 
 
 def normal(

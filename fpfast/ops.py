@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fpfast import backends
-from fpfast.errors import bad, unknown
+from fpfast.errors import bad, key, sizes
 from fpfast.reference import KINDS, Key
 
 MAX_OPERANDS = 4
@@ -109,17 +109,24 @@ torch.library.register_autograd("fpfast::combine", _combine_backward, setup_cont
 
 
 def _check_noise(samples: int, seed: Tensor | None, first_sample: int, stream: int, draw: int) -> None:
-    if seed is not None and (seed.dtype != torch.int64 or seed.shape not in ((), (samples,))):
-        raise bad("seed", f"int64 of shape () or ({samples},)", f"{seed.dtype} of shape {tuple(seed.shape)}")
-    if not 0 <= first_sample <= 2**48 - samples:
-        raise bad("first_sample", "sample numbers in [0, 2^48)", first_sample)
-    if not 0 <= stream < 2**16:
-        raise bad("stream", "an integer in [0, 2^16)", stream)
-    if not 0 <= draw < 2**32:
-        raise bad("draw", "an integer in [0, 2^32)", draw)
+    if seed is not None and (
+        seed.dtype != torch.int64 or seed.shape not in ((), (samples,)) or not seed.is_contiguous()
+    ):
+        got = f"{seed.dtype} of shape {tuple(seed.shape)}, strides {seed.stride()}"
+        raise bad("seed", f"contiguous int64 of shape () or ({samples},)", got)
+    for name, value, end in (
+        ("first_sample", first_sample, 2**48 - samples + 1),
+        ("stream", stream, 2**16),
+        ("draw", draw, 2**32),
+    ):
+        if not isinstance(value, int) or not 0 <= value < end:  # torch.compile keeps such a number symbolic
+            raise bad(name, f"an integer in [0, {end})", repr(value))
 
 
 def _check_combine(x: Tensor, ys: Sequence[Tensor], coef: Tensor, seed: Tensor | None) -> None:
+    for name, tensor in (("x", x), ("coef", coef), ("seed", seed), *((f"ys[{k}]", y) for k, y in enumerate(ys))):
+        if not isinstance(tensor, Tensor) and not (name == "seed" and tensor is None):
+            raise bad(name, "a tensor", type(tensor).__name__)
     if x.ndim == 0:
         raise bad("x", "at least one dimension (samples, ...)", "a 0-dimensional tensor")
     if x.dtype not in (torch.float32, torch.float64):
@@ -164,8 +171,8 @@ def combine(
     """x' = ((c0 x + c1 y1) + c2 y2 + c3 y3) + cz z, in exactly this order, every operation rounded by itself.
 
     z ~ N(0, I) is drawn by Philox under (seed, sample, element, stream, draw), see docs/noise.md. Differentiable in x
-    and ys. Raises ValueError for a wrong shape, dtype, device, layout or noise number, RuntimeError for a backend that
-    cannot serve.
+    and ys, not in coef. Raises ValueError for a wrong shape, dtype, device, layout or noise number, RuntimeError for a
+    backend that cannot serve.
     """
     _check_combine(x, ys, coef, seed)
     _check_noise(x.shape[0], seed, first_sample, stream, draw)
@@ -184,14 +191,22 @@ def combine_(
     draw: int = 0,
     backend: str = "auto",
 ) -> Tensor:
-    """:func:`combine` in place: x becomes x' and is returned. Not differentiable; no ``ys`` may share memory with x."""
+    """:func:`combine` in place: x becomes x' and is returned.
+
+    Raises ValueError as :func:`combine` does, where ys or coef share memory with x, and where autograd would need x or
+    ys: it is not differentiable.
+    """
     _check_combine(x, ys, coef, seed)
     _check_noise(x.shape[0], seed, first_sample, stream, draw)
-    for k, y in enumerate(ys):
-        if not torch.compiler.is_compiling() and _share_memory(x, y):  # while compiling there are no addresses
-            raise bad(f"ys[{k}]", "memory of its own", "memory that x uses")
+    for name, other in (("coef", coef), *((f"ys[{k}]", y) for k, y in enumerate(ys))):
+        if not torch.compiler.is_compiling() and _share_memory(x, other):  # while compiling there are no addresses
+            raise bad(name, "memory of its own", "memory that x uses")
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *ys)):
+        raise bad("x, ys", "tensors that do not require grad (else use combine)", "one that does")
     backend = backends.pick(backend, x.device.type, x.dtype)
     torch.ops.fpfast.combine_(x, list(ys), coef, seed, first_sample, stream, draw, backend)
+    if not torch.compiler.is_compiling() and not x.is_inference():
+        torch.autograd.graph.increment_version(x)  # so that autograd notices if it had saved x
     return x
 
 
@@ -199,10 +214,8 @@ def noise(
     kind: str, seed: Tensor, shape: Sequence[int], *, first_sample: int, stream: int, draw: int, backend: str = "auto"
 ) -> Tensor:
     """float32 values of ``kind`` ("normal", "uniform" or "rademacher") on the device of ``seed``."""
-    if kind not in KINDS:
-        raise unknown("kind", kind, KINDS)
-    if len(shape) == 0 or min(shape) < 0:
-        raise bad("shape", "(samples, ...) with sizes that are not negative", tuple(shape))
+    key("kind", kind, KINDS)
+    shape = sizes("shape", shape, 0)
     _check_noise(shape[0], seed, first_sample, stream, draw)
     backend = backends.pick(backend, seed.device.type, torch.float32)
     return torch.ops.fpfast.noise(seed, list(shape), first_sample, stream, draw, kind, backend)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import tempfile
@@ -52,8 +53,6 @@ def as_json(value: Any) -> Writer:
 
 def as_csv(rows: list[list[Any]]) -> Writer:
     def writer(file: IO[bytes]) -> None:
-        import io
-
         text = io.StringIO(newline="")
         csv.writer(text, lineterminator="\n").writerows(rows)
         file.write(text.getvalue().encode())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, overload
 
 import torch
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from fpfast import backends, ops
 from fpfast import noise as noises
-from fpfast.errors import bad, unknown
+from fpfast.errors import bad, integer, key, real, sizes
 from fpfast.score import Score
 from fpfast.solvers import SOLVERS, Plan, Table
 from fpfast.times import grid
@@ -93,7 +93,8 @@ def sample(
             (one more than steps), or None for the SDE's own grid.
         noise: lambda >= 0; 0 is the probability-flow ODE, 1 the reverse SDE.
         seed: an integer in [0, 2^64), a torch.Generator, None (torch's default generator), or one integer per sample.
-        first_sample: number of the first sample. Samples [k, k + n) of a long run are those of first_sample = k.
+        first_sample: number of the first sample. Samples [k, k + n) of a long run are those of first_sample = k. (With
+            one seed per sample there is nothing to number.)
         x: the state at T to start from, in place of a draw from the prior. It is not changed.
         final: "mean": the last step adds no noise; "noise": it does.
         device: default: that of ``x``, else of the network's parameters, else the CPU.
@@ -105,6 +106,9 @@ def sample(
             it returns a true value the run ends there: this batch and those after it stop at that step.
         return_info: return (samples, :class:`Info`).
 
+    The network is called as it is: put it in evaluation mode if it has dropout. Its input x is the run's own state and
+    is overwritten by the next step, so a network must not change it, and must clone what it wants to keep of it.
+
     Returns:
         Samples at the last time, of the given shape, dtype and device.
 
@@ -115,20 +119,24 @@ def sample(
 
     Warns with RuntimeWarning when samples hold NaN or infinity.
     """
-    shape = _checked_shape(shape)
-    device = _checked(score, x, shape, solver, noise, final, device, dtype, batch_size)
+    shape = sizes("shape", shape, 1)
+    noise = real("noise", noise, "a finite level that is not negative", low=0)
+    first_sample = integer("first_sample", first_sample, 0, 2**48 - shape[0])
+    batch_size = shape[0] if batch_size is None else integer("batch_size", batch_size, 1)
+    device = _checked(score, x, shape, solver, final, device, dtype, callback)
     backend = backends.pick(backend, device.type, dtype)
     seeds = noises.seed_tensor(seed, shape[0], device)
-    plan = Plan(score, grid(score.sde, times, steps), float(noise), final == "noise")
+    if seeds.ndim and first_sample:
+        raise bad("first_sample", "0 where every sample has a seed of its own", first_sample)
+    plan = Plan(score, grid(score.sde, times, steps), noise, final == "noise")
     table = SOLVERS[solver](plan)
     run = _Run(score, table, plan.next.t.tolist(), backend, device, dtype, callback)
     out = torch.empty(shape, dtype=dtype, device=device)
-    size = batch_size or shape[0]
-    starts = range(0, shape[0], size)
+    starts = range(0, shape[0], batch_size)
     began = time.perf_counter()
     with tqdm(total=len(starts) * run.steps, desc="sampling", unit="step", disable=not progress) as bar:
         for start in starts:
-            part = slice(start, min(start + size, shape[0]))
+            part = slice(start, min(start + batch_size, shape[0]))
             own = seeds[part] if seeds.ndim else seeds
             first = 0 if seeds.ndim else first_sample + start
             if x is None:
@@ -139,13 +147,13 @@ def sample(
             else:
                 state = x[part].to(device=device, dtype=dtype, copy=True).contiguous()
             out[part] = run(state, own, first, bar)
-    nonfinite = int((~out.isfinite()).flatten(1).any(1).sum())
+    nonfinite = int((~out.isfinite()).reshape(len(out), -1).any(1).sum())
     if nonfinite:
         warnings.warn(f"{nonfinite} of {shape[0]} samples hold NaN or infinity", RuntimeWarning, stacklevel=2)
     if not return_info:
         return out
     return out, Info(
-        table.evaluations, time.perf_counter() - began, backend, nonfinite, None if seeds.ndim else int(seeds) % 2**64
+        run.evaluations, time.perf_counter() - began, backend, nonfinite, None if seeds.ndim else int(seeds) % 2**64
     )
 
 
@@ -173,12 +181,15 @@ class _Run:
         self.weights = weights
         self.times = table.times.to(device, dtype)
         self.evaluate = table.evaluate.tolist()
-        self.rows = [[self._row(i, j, device, dtype) for j in range(len(table.stages))] for i in range(self.steps)]
+        self.reads, coef = [], []
+        for i in range(self.steps):
+            reads, rows = zip(*(self._row(i, j) for j in range(len(table.stages))), strict=True)
+            self.reads.append(reads)
+            coef.append(rows)
+        self.coef = torch.tensor(coef, dtype=torch.float64).to(device, dtype)  # [steps, stages, 5], uploaded once
 
-    def _row(
-        self, i: int, j: int, device: torch.device, dtype: torch.dtype
-    ) -> tuple[list[tuple[str, int]], Tensor, bool]:
-        """What stage j of step i reads beside its first operand (slot, which output), its coefficients, whether noisy.
+    def _row(self, i: int, j: int) -> tuple[tuple[list[tuple[str, int]], bool], list[float]]:
+        """What stage j of step i reads beside its first operand (slot, which output), whether it is noisy, and its row.
 
         Operands with coefficient zero are not read, whatever they hold.
         """
@@ -190,8 +201,12 @@ class _Run:
                 if value * weight != 0:
                     operands.append((name, which))
                     values.append(value * weight)
-        values += [0.0] * (4 - len(values)) + [c[-1]]
-        return operands, torch.tensor(values, dtype=dtype, device=device), c[-1] != 0
+        return (operands, c[-1] != 0), [*values, *[0.0] * (4 - len(values)), c[-1]]
+
+    @property
+    def evaluations(self) -> int:
+        """Network calls for a batch that runs to the last step (fewer than the table's after a callback's stop)."""
+        return int(self.table.evaluate[: self.steps].sum())
 
     def __call__(self, x: Tensor, seed: Tensor, first_sample: int, bar: tqdm) -> Tensor:
         slots: dict[str, tuple[Tensor, ...]] = {"x": (x,)}
@@ -201,7 +216,7 @@ class _Run:
                     outputs = self._outputs(slots[stage.at][0], self.times[i, j])
                     _check_new(outputs, [kept for name, kept in slots.items() if name != stage.output])
                     slots[stage.output] = outputs
-                operands, coef, noisy = self.rows[i][j]
+                operands, noisy = self.reads[i][j]
                 old = dict(slots)
                 ys = [slots[name][which] for name, which in operands]
                 # In place where nothing else needs the old value.
@@ -210,7 +225,7 @@ class _Run:
                     op(
                         slots[stage.of[0]][0],
                         ys,
-                        coef,
+                        self.coef[i, j],
                         seed=seed if noisy else None,
                         first_sample=first_sample,
                         stream=stage.stream,
@@ -227,7 +242,10 @@ class _Run:
         return slots["x"][0]
 
     def _outputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-        outputs = self.score.outputs(x, t.expand(x.shape[0]))
+        version = x._version
+        outputs = self.score.outputs(x, t.repeat(x.shape[0]))
+        if x._version != version:
+            raise bad("net", "a network that leaves its input as it is", "one that changed x in place")
         # The network may have returned its input, which the next stage is about to overwrite.
         outputs = tuple(y.clone() if y.data_ptr() == x.data_ptr() else y for y in outputs)
         if self.mix is None:
@@ -247,50 +265,38 @@ def _is_output(slot: str) -> bool:
     return slot.startswith("y")
 
 
-def _checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    try:
-        sizes = tuple(int(size) for size in shape)
-    except TypeError:
-        raise bad("shape", "(samples, ...)", repr(shape)) from None
-    if not sizes or min(sizes) < 1:
-        raise bad("shape", "(samples, ...) with positive sizes", sizes)
-    return sizes
-
-
 def _checked(
     score: Score,
     x: Tensor | None,
     shape: tuple[int, ...],
     solver: str,
-    noise: float,
     final: str,
     device: torch.device | str | None,
     dtype: torch.dtype,
-    batch_size: int | None,
+    callback: Callback | None,
 ) -> torch.device:
     """Checks what is not checked elsewhere, and returns the device to run on."""
     if not isinstance(score, Score):
         raise TypeError(f"score: expected fpfast.Score(net, sde, predicts=...), got {type(score).__name__}")
-    if solver not in SOLVERS:
-        raise unknown("solver", solver, SOLVERS)
-    if final not in ("mean", "noise"):
-        raise unknown("final", final, ("mean", "noise"))
-    if not 0 <= noise < float("inf"):
-        raise bad("noise", "a finite level that is not negative", noise)
+    key("solver", solver, SOLVERS)
+    key("final", final, ("mean", "noise"))
     if dtype not in (torch.float32, torch.float64):
         raise bad("dtype", "torch.float32 or torch.float64", dtype)
-    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-        raise bad("batch_size", "a positive integer or None", repr(batch_size))
-    if x is not None and (tuple(x.shape) != shape or not x.is_floating_point() or not bool(x.isfinite().all())):
-        raise bad("x", f"finite floating-point values of shape {shape}", f"{x.dtype} of shape {tuple(x.shape)}")
-    parameters: Iterable[tuple[str, Tensor]] = ()
+    if callback is not None and not callable(callback):
+        raise bad("callback", "a function callback(step, t, x) or None", repr(callback))
+    if x is not None:
+        if not isinstance(x, Tensor):
+            raise bad("x", f"a tensor of shape {shape}", type(x).__name__)
+        if tuple(x.shape) != shape or not x.is_floating_point() or not bool(x.isfinite().all()):
+            raise bad("x", f"finite floating-point values of shape {shape}", f"{x.dtype} of shape {tuple(x.shape)}")
+    parameters: list[tuple[str, Tensor]] = []
     if isinstance(score.net, nn.Module):
         parameters = list(score.net.named_parameters())
     for name, value in parameters:
         if not bool(value.isfinite().all()):
             raise bad("score", "a network with finite parameters", f"NaN or infinity in {name!r}")
-    if device is not None:
-        return torch.device(device)
-    if x is not None:
-        return x.device
-    return next((value.device for _, value in parameters), torch.device("cpu"))
+    if device is None and x is not None:
+        device = x.device
+    if device is None:
+        device = next((value.device for _, value in parameters), torch.device("cpu"))
+    return backends.usable("device", device)

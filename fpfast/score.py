@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fpfast.errors import bad, unknown
+from fpfast.errors import bad, key, real
 from fpfast.sde import SDE, as_float64, per_sample
 
 OUTPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -95,10 +95,9 @@ class Score:
             raise TypeError(f"net: expected a module or a function net(x, t), got {type(net).__name__}")
         if not isinstance(sde, SDE):
             raise TypeError(f"sde: expected an SDE such as fpfast.VP(), got {sde!r}")
-        if predicts not in PREDICTIONS:
-            raise unknown("predicts", predicts, PREDICTIONS)
-        if guidance is not None and not abs(guidance) < float("inf"):
-            raise bad("guidance", "a finite weight or None", guidance)
+        key("predicts", predicts, PREDICTIONS)
+        if guidance is not None:
+            guidance = real("guidance", guidance, "a finite weight or None")
         self.net = net
         self.sde = sde
         self.predicts = predicts
@@ -134,10 +133,11 @@ class Score:
         t = torch.as_tensor(t, dtype=torch.float64, device=x.device)
         if t.ndim and t.shape != x.shape[:1]:
             raise bad("t", f"a number or shape ({x.shape[0]},)", tuple(t.shape))
-        if t.numel() and not (float(t.min()) >= 0 and float(t.max()) <= self.sde.T):
+        top = self.sde.T * (1 + 1e-6)  # a T that was rounded to float32 on its way here is still T
+        if t.numel() and not (float(t.min()) >= 0 and float(t.max()) <= top):
             raise bad("t", f"times in [0, {self.sde.T}]", f"[{float(t.min())}, {float(t.max())}]")
         outputs = self.outputs(x, t.to(x.dtype).expand(x.shape[0]))
-        p, q = self.affine(t)
+        p, q = self.affine(t.clamp(max=self.sde.T))
         score = per_sample(p, x) * x
         for weight, y in zip(self.weights, outputs, strict=True):
             score = score + per_sample(weight * q, x) * y.to(x.dtype)
@@ -154,7 +154,9 @@ class Score:
 
     def _gradient(self, x: Tensor, t: Tensor) -> Tensor:
         wanted = torch.is_grad_enabled()  # while sampling it is not, and no graph outlives this call
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            if x.is_inference():
+                x, t = x.clone(), t.clone()
             if not (wanted and x.requires_grad):
                 x = x.detach().requires_grad_()
             potentials = [_tensor(phi) for phi in self._call(x, t)]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fpfast.errors import bad, unknown
+from fpfast.errors import bad, integer, key
 from fpfast.sde import SDE
 
 KARRAS_RHO = 7.0
@@ -83,16 +83,18 @@ def grid(sde: SDE, times: str | Sequence[float] | Tensor | None, steps: int) -> 
     if times is None:
         times = sde.times
     if isinstance(times, str) and ":" not in times:
-        if times not in TIMES:
-            raise unknown("times", times, TIMES)
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise bad("steps", "a positive integer", repr(steps))
-        t = TIMES[times](sde, steps)
+        steps = integer("steps", steps, 1)
+        if sde.t_min >= sde.T:
+            raise bad("times", f"a sequence, since T = {sde.T} is not above t_min = {sde.t_min}", repr(times))
+        t = TIMES[key("times", times, TIMES)](sde, steps)
         t[0], t[-1] = sde.T, sde.t_min
     elif isinstance(times, str):
         t = parse(times)
     else:
-        t = torch.as_tensor(times, dtype=torch.float64).detach().cpu().clone()
+        try:
+            t = torch.as_tensor(times, dtype=torch.float64).detach().cpu().clone()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise bad("times", "a name, a specification or a sequence of numbers", repr(times)) from error
     if t.ndim != 1 or len(t) < 2 or not bool((t[1:] < t[:-1]).all()):
         raise bad("times", "a strictly descending sequence of two or more times", _brief(t))
     if not math.isclose(float(t[0]), sde.T, rel_tol=1e-6) or float(t[-1]) < 0:

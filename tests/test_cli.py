@@ -107,7 +107,10 @@ def test_doctor_without_native_kernels(capsys, monkeypatch):
         (["sample", "--net", "net.safetensors"], "--hidden: expected"),
         (["sample", "--sde", "vpp", "--net", "good.safetensors", "--hidden", "4"], "--sde: expected one of"),
         (["sample", "--sde", "vp:beta=3", "--net", "good.safetensors", "--hidden", "4"], "--sde vp: expected one of"),
-        (["sample", "--sde", "vp:beta_min=x", "--net", "good.safetensors", "--hidden", "4"], "expected a number"),
+        (
+            ["sample", "--sde", "vp:beta_min=x", "--net", "good.safetensors", "--hidden", "4"],
+            "expected a finite number",
+        ),
         (["sample", "--activation", "relu", "--net", "good.safetensors", "--hidden", "4"], "activation: expected"),
         (
             ["sample", "--activation", "softplus:-1", "--net", "good.safetensors", "--hidden", "4"],
@@ -122,18 +125,29 @@ def test_doctor_without_native_kernels(capsys, monkeypatch):
         (["sample", "--out", "none/x.npz"], "--out: expected files in a folder that exists"),
         (["gap", "--net", "good.safetensors", "--hidden", "4"], "--data: expected"),
         (["sample", "--backend", "cuda", "--n", "3"], "backend: 'cuda' cannot serve"),
+        (["info", "cut.npz"], "file: expected arrays of numbers"),
+        (["info", "empty.npz"], "file: expected arrays of numbers"),
+        (["sample", "--net", "numbers.pt", "--hidden", "3"], "file: expected a mapping of names to tensors"),
+        (["sample", "--sde", "vp"], "--sde: expected nothing, blob_w1 being part of the package"),
+        (["gap", "--hidden", "3"], "--hidden: expected nothing"),
+        (["sample", "--net", "good.safetensors", "--potential", "--predicts", "x0"], "--predicts: expected nothing"),
         (["info", "good.pkl"], "file: expected a name that ends in"),
     ],
 )
 def test_bad_arguments(argv, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     save_file(network.MLP(2, (4,)).state_dict(), tmp_path / "good.safetensors")
+    numpy.savez(tmp_path / "whole.npz", a=numpy.zeros(100))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:100])
+    (tmp_path / "empty.npz").write_bytes(b"")
+    torch.save({1: torch.zeros(2)}, tmp_path / "numbers.pt")
+    files = sorted(tmp_path.iterdir())
     assert cli.main(argv) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.err.startswith("fpfast: ")
     assert "Traceback" not in captured.err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["good.safetensors"]
+    assert sorted(tmp_path.iterdir()) == files
 
 
 def test_the_command_is_installed():

@@ -103,6 +103,16 @@ def test_gradients():
         torch.autograd.gradcheck(lambda x, y, c=coef: ops.combine(x, [y], c, seed=torch.tensor(1)), (x, y))
 
 
+def test_autograd_notices_an_in_place_change():
+    """A tensor saved for backward and then overwritten must not give a wrong gradient silently."""
+    w = torch.ones(3, 2, requires_grad=True)
+    a = torch.ones(3, 2)
+    z = (a * w).sum()
+    ops.combine_(a, [], torch.tensor([10.0, 0, 0, 0, 0]))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        z.backward()
+
+
 def test_compiles_whole():
     """torch.compile(fullgraph=True) of a solver step, with steps that change; one compilation serves all."""
     graphs = []

@@ -24,6 +24,11 @@ class NaNs(torch.nn.Module):
         return x * self.weight
 
 
+def shared_coefficients():
+    x = torch.zeros(3, 5)
+    ops.combine_(x, [], x[1])
+
+
 def sampling(shape=(3, 2), score=SCORE, **options):
     return lambda: fpfast.sample(score, shape, **{"steps": 3, "seed": 0, **options})
 
@@ -72,6 +77,19 @@ CASES = {
     "x with NaN": (sampling(x=torch.full((3, 2), math.nan)), "x"),
     "x of integers": (sampling(x=torch.zeros(3, 2, dtype=torch.int64)), "x"),
     "NaN weights": (with_net(NaNs()), "score"),
+    "x of no kind": (sampling(x=[[0.0, 0.0]] * 3), "x"),
+    "shape of fractions": (sampling((2.7, 2)), "shape"),
+    "shape of text": (sampling("32"), "shape"),
+    "noise of text": (sampling(noise="1"), "noise"),
+    "times of text": (sampling(times=["a", "b"]), "times"),
+    "solver of no kind": (sampling(solver=["heun"]), "solver"),
+    "callback of no kind": (sampling(callback=5), "callback"),
+    "fractional first sample": (sampling(first_sample=1.5), "first_sample"),
+    "first sample beside seeds": (sampling(seed=[1, 2, 3], first_sample=1), "first_sample"),
+    "samples past 2^48": (sampling(first_sample=2**48 - 2, batch_size=1), "first_sample"),
+    "device that is not here": (sampling(device="cuda:99"), "device"),
+    "device without data": (sampling(device="meta"), "device"),
+    "T below t_min": (sampling(score=GM.score(fpfast.OU(T=5e-4))), "times"),
     # what networks return
     "output of another shape": (with_net(lambda x, t: x[:, :1]), "net"),
     "output of integers": (with_net(lambda x, t: x.long()), "net"),
@@ -113,6 +131,13 @@ CASES = {
     "draw too large": (lambda: ops.combine(X, [Y], C, seed=torch.tensor(1), draw=2**32), "draw"),
     "unknown stream number": (lambda: ops.combine(X, [Y], C, seed=torch.tensor(1), stream=2**16), "stream"),
     "operand in the state's memory": (lambda: ops.combine_(X, [X[:]], C), r"ys\[0\]"),
+    "coefficients in the state's memory": (lambda: shared_coefficients(), "coef"),
+    "x that requires grad": (lambda: ops.combine_(X.clone().requires_grad_(), [Y], C), "x, ys"),
+    "operand that requires grad": (lambda: ops.combine_(X.clone(), [Y.clone().requires_grad_()], C), "x, ys"),
+    "seed of an integer in combine": (lambda: ops.combine(X, [Y], C, seed=3), "seed"),
+    "strided seeds in combine": (lambda: ops.combine(X, [Y], C, seed=torch.arange(6)[::2]), "seed"),
+    "coefficients of a list": (lambda: ops.combine(X, [Y], [1.0] * 5), "coef"),
+    "x of None": (lambda: ops.combine(None, [Y], C), "x"),
     # noise
     "unknown stream": (lambda: noise.normal(0, (2, 2), stream="steps"), "stream"),
     "unknown kind": (lambda: ops.noise("cauchy", torch.tensor(0), (2,), first_sample=0, stream=0, draw=0), "kind"),
@@ -126,6 +151,9 @@ CASES = {
     "gap without noise": (lambda: fpfast.gap(SCORE, "blob", noise=0.0), "noise"),
     "gap of unknown data": (lambda: fpfast.gap(SCORE, "blobs"), "data"),
     "gap in three dimensions": (lambda: fpfast.gap(SCORE, torch.zeros(5, 3)), "data"),
+    "gap with negative noise": (lambda: fpfast.gap(SCORE, "blob", noise=-1.0), "noise"),
+    "gap of two points": (lambda: fpfast.gap(SCORE, torch.zeros(2, 2)), "data"),
+    "gap with a huge seed": (lambda: fpfast.gap(SCORE, "blob", seed=2**64 - 1), "seed"),
     "gap of nothing": (lambda: fpfast.gap(SCORE, "blob", n=0), "n"),
 }
 

@@ -44,3 +44,11 @@ def test_samples_beyond_the_grid_are_reported():
     result = fpfast.gap(score, "blob", n=2000, steps=50, edge=1.0, nodes=8)
     assert 0.2 < result.outside["sde"] < 0.9
     assert result.outside["truth"] == pytest.approx(0.8, abs=0.15)
+
+
+def test_the_order_of_the_truth_does_not_matter():
+    score = fpfast.Score(lambda x, t: -x, fpfast.VP())
+    truth = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(0))
+    a, b = (fpfast.gap(score, x, n=4000, steps=50, nodes=16) for x in (truth, truth[truth[:, 0].argsort()]))
+    for pair in ("ODE-truth", "floor"):
+        assert a.table[pair]["w2_sliced"].value == pytest.approx(b.table[pair]["w2_sliced"].value, abs=0.01)

@@ -90,6 +90,12 @@ def test_one_seed_per_sample_depends_on_the_seed_alone():
         assert same_bits(z[k], noise.normal(seed, (1, 6))[0])
 
 
+def test_seed_tensors_may_be_strided():
+    seeds = torch.arange(20)[::2]
+    assert same_bits(noise.normal(seeds, (10, 3)), noise.normal(seeds.tolist(), (10, 3)))
+    assert same_bits(noise.normal(torch.tensor(3).expand(4), (4, 3)), noise.normal([3] * 4, (4, 3)))
+
+
 def test_seed_none_follows_torch():
     torch.manual_seed(4)
     a = noise.normal(None, (2, 2))

@@ -37,7 +37,8 @@ __device__ void load(float (&v)[4], const void* operand, Dtype dtype, int64_t at
       const float4 wide = *reinterpret_cast<const float4*>(p);
       v[0] = wide.x, v[1] = wide.y, v[2] = wide.z, v[3] = wide.w;
     } else {
-      for (int k = 0; k < n; ++k) v[k] = p[k];
+      for (int k = 0; k < 4; ++k)
+        if (k < n) v[k] = p[k];
     }
     return;
   }
@@ -47,7 +48,8 @@ __device__ void load(float (&v)[4], const void* operand, Dtype dtype, int64_t at
     const ushort4 wide = *reinterpret_cast<const ushort4*>(p);
     narrow[0] = wide.x, narrow[1] = wide.y, narrow[2] = wide.z, narrow[3] = wide.w;
   } else {
-    for (int k = 0; k < n; ++k) narrow[k] = p[k];
+    for (int k = 0; k < 4; ++k)
+      if (k < n) narrow[k] = p[k];
   }
   for (int k = 0; k < 4; ++k)
     v[k] =
@@ -58,7 +60,8 @@ __device__ void store(float* out, const float (&v)[4], int n) {
   if (n == 4 && reinterpret_cast<uintptr_t>(out) % 16 == 0) {
     *reinterpret_cast<float4*>(out) = make_float4(v[0], v[1], v[2], v[3]);
   } else {
-    for (int k = 0; k < n; ++k) out[k] = v[k];
+    for (int k = 0; k < 4; ++k)
+      if (k < n) out[k] = v[k];
   }
 }
 
@@ -71,7 +74,8 @@ __global__ void __launch_bounds__(threads_per_block) combine_kernel(Combine op) 
     const int64_t at = sample * op.elements + 4 * group;
     const float* c = op.coef + (op.coef_per_sample ? 5 * sample : 0);
     float sum[4] = {}, v[4] = {};
-    for (int k = 0; k < op.operands; ++k) {
+    for (int k = 0; k < max_operands; ++k) {
+      if (k >= op.operands) break;
       load(v, op.operand[k], op.dtype[k], at, n);
       for (int e = 0; e < 4; ++e) sum[e] = k == 0 ? c[k] * v[e] : sum[e] + c[k] * v[e];
     }
