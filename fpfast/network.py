@@ -123,8 +123,8 @@ def _order(layer: str) -> tuple[int, list[int | str]]:
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a ``.safetensors`` file, or of a ``.pt`` / ``.pth`` state dict. Nothing in the file is executed.
 
-    Raises FileNotFoundError, or ValueError when the ending is another one, the file is damaged, holds anything but
-    tensors (a pickle with code is refused), or holds values that are not finite.
+    Raises FileNotFoundError, or ValueError when the ending is another one, the file is damaged, or holds anything but
+    tensors (a pickle with code is refused).
     """
     path = Path(path)
     if path.suffix not in (".safetensors", ".pt", ".pth"):
@@ -145,9 +145,6 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
         isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()
     ):
         raise bad("file", "a mapping of names to tensors", f"{str(path)!r}: {type(tensors).__name__}")
-    for name, value in tensors.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise bad("file", "finite weights", f"{str(path)!r}: NaN or infinity in {name!r}")
     return tensors
 
 
@@ -164,7 +161,7 @@ def load_mlp(
     The layers of the file are taken in the order input, hidden..., output (numbered names by number), whatever they
     are called, and their shapes must be those that ``hidden`` asks for.
 
-    Raises what :func:`load_tensors` raises, and ValueError when layers or shapes do not fit.
+    Raises what :func:`load_tensors` raises, and ValueError when layers or shapes do not fit, or weights are not finite.
     """
     tensors = load_tensors(path)
     layers = sorted((name.removesuffix(".weight") for name in tensors if name.endswith(".weight")), key=_order)
@@ -180,6 +177,8 @@ def load_mlp(
             if got is None or got.shape != want:
                 came = "nothing" if got is None else tuple(got.shape)
                 raise bad("hidden", f"{layer}.{kind} of shape {tuple(want)} in {str(path)!r}", came)
+            if not bool(torch.isfinite(got).all()):
+                raise bad("file", "finite weights", f"{str(path)!r}: NaN or infinity in '{layer}.{kind}'")
             state[f"{own}.{kind}"] = got.float()
     net.load_state_dict(state)
     return net.eval().requires_grad_(False)

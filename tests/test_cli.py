@@ -73,7 +73,7 @@ def test_gap_of_a_published_network(tmp_path, capsys):
 
 
 def test_info(tmp_path, capsys):
-    save_file({"a": torch.ones(2, 3), "b": torch.tensor(5)}, tmp_path / "t.safetensors")
+    save_file({"a": torch.full((2, 3), float("nan")), "b": torch.tensor(5)}, tmp_path / "t.safetensors")
     numpy.savez(tmp_path / "t.npz", c=numpy.zeros((4, 0)))
     assert run("info", tmp_path / "t.safetensors") == 0
     assert run("info", tmp_path / "t.npz") == 0
