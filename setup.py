@@ -22,7 +22,7 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 LEVELS = {
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
     "avx2": ["-mavx2", "-mfma"],
-    "baseline": [],
+    "baseline": ["-march=x86-64"],
 }
 # No contraction: the noise must have the same bits everywhere. errno and traps only stand in the way of SIMD.
 KERNEL_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp"]
@@ -91,9 +91,9 @@ class BuildNative(build_ext):
         self.spawn([*compiler, "-std=c++17", "-O2", *include, *defines, "-c", source, "-o", str(objects[-1])])
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        linker = [word for word in self.compiler.linker_so if word != "-g"]
-        linker = [*self.compiler.linker_so_cxx[:1], *linker[1:]] if hasattr(self.compiler, "linker_so_cxx") else linker
-        self.spawn([*linker, *map(str, objects), *libraries, "-fopenmp", "-lstdc++", "-o", str(target)])
+        self.spawn(
+            [*self.compiler.linker_so, *map(str, objects), *libraries, "-fopenmp", "-lstdc++", "-o", str(target)]
+        )
 
     def build_cuda(self, temporary: Path) -> Path | None:
         cuda, compiler = wanted("FPFAST_CUDA"), nvcc()
