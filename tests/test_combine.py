@@ -140,3 +140,16 @@ def test_compiles_whole_with_inductor():
     x, y, coef, seed = torch.randn(5, 6), torch.randn(5, 6), torch.randn(5), torch.tensor(9)
     compiled = torch.compile(step, fullgraph=True)
     torch.testing.assert_close(compiled(x, y, coef, seed), step(x, y, coef, seed))
+
+
+@native
+@pytest.mark.slow
+def test_more_than_two_to_the_31_elements():
+    """8.6 GB in place: the last samples are those of a small run that is numbered to begin there."""
+    samples, tail = 2**29 + 5, 7
+    x = torch.ones(samples, 4)
+    coef = torch.tensor([0.5, 0, 0, 0, 2.0])
+    ops.combine_(x, [], coef, seed=torch.tensor(3), backend="cpu")
+    expected = torch.ones(tail, 4)
+    ops.combine_(expected, [], coef, seed=torch.tensor(3), first_sample=samples - tail, backend="reference")
+    assert same_bits(x[-tail:], expected)
