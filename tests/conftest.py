@@ -16,7 +16,7 @@ if backends.NATIVE_ERROR is None:
 
     LEVELS = _native.levels()
 
-native = pytest.mark.skipif(not LEVELS, reason="the native kernels are not built (no C++ compiler at install)")
+native = pytest.mark.skipif(not LEVELS, reason="the native kernels are not built (fpfast doctor says why)")
 
 
 def mixture() -> fpfast.GaussianMixture:
