@@ -8,7 +8,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy
 import torch
@@ -22,7 +22,7 @@ from fpfast.embedded import DATA as EMBEDDED_DATA
 from fpfast.embedded import EMBEDDED, embedded
 from fpfast.errors import bad, integer, real, unknown
 from fpfast.gap import Gap, gap
-from fpfast.network import load_mlp, load_tensors
+from fpfast.network import MLP, load_mlp, load_tensors
 from fpfast.sample import sample
 from fpfast.score import PREDICTIONS, Score
 from fpfast.sde import SDE, SDES
@@ -200,10 +200,9 @@ SAMPLE_OUT = {
 def run_sample(args: argparse.Namespace) -> None:
     paths = output.check(args.out, SAMPLE_OUT)
     score = load_score(args.net, args)
-    dimension = score.net.input.in_features - 1  # type: ignore[attr-defined]
     x, info = sample(
         score,
-        (args.n, dimension),
+        (args.n, cast(MLP, score.net).dimension),
         noise=args.noise,
         first_sample=args.first_sample,
         return_info=True,

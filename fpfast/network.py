@@ -95,6 +95,7 @@ class MLP(nn.Module):
         super().__init__()
         if dimension < 1 or not hidden or min(hidden) < 1:
             raise bad("dimension, hidden", "a positive size and one or more positive widths", (dimension, list(hidden)))
+        self.dimension = dimension
         self.activation = _named_activation(activation)
         self.time_first = time_first
         names = ["input", *(f"hidden{i}" for i in range(1, len(hidden))), "output"]
