@@ -294,7 +294,7 @@ def dpmpp_2m(plan: Plan) -> Table:
 def dpmpp_2m_sde(plan: Plan) -> Table:
     """SDE-DPM-Solver++(2M), midpoint form, at any noise level: ``exponential`` with D + (D - D_prev) / (2 r) for D.
 
-    Weak order 1 (order 2 where the noise is small); one evaluation a step; may end at t' = 0. lambda = 1 is the solver
+    Order 2 at lambda = 0, weak order 1 above; one evaluation a step; may end at t' = 0. lambda = 1 is the solver
     of Lu et al. (arXiv 2211.01095), section 3.4; lambda^2 is k-diffusion's eta.
     """
     row, c_z = _two_step_rows(plan, plan.now, plan.noise)
@@ -327,7 +327,9 @@ def pc(plan: Plan) -> Table:
     (arXiv 2011.13456, algorithms 2 to 5) put e = 2 (r |z| / |s|)^2 with norms averaged over the batch; here |z| and |s|
     are sqrt(d) and sqrt(d) / std, their values where noise dominates, because with batch averages a sample would depend
     on its neighbours (docs/design-notes.md). lambda scales the predictor's noise; the corrector is always Langevin.
-    Weak order 1; two evaluations a step. With final="mean" the last predictor adds no noise.
+    Weak order 1 down to the bias of unadjusted Langevin steps, which more steps do not remove: the variance is too
+    large by a share (r std)^2 / variance, at the time where the run ends. Two evaluations a step. With final="mean" the
+    last predictor adds no noise.
     """
     now = plan.now
     e = 2 * (CORRECTOR_SNR * now.std) ** 2

@@ -10,7 +10,7 @@ from conftest import mixture
 
 import fpfast
 from fpfast.sde import SDES
-from fpfast.solvers import SOLVERS, Plan
+from fpfast.solvers import CORRECTOR_SNR, SOLVERS, Plan
 from fpfast.times import grid
 
 EVALUATIONS = {"heun": 2, "stochastic_heun": 2, "pc": 2}  # a step; the others 1
@@ -222,3 +222,12 @@ def test_a_single_point_of_data_is_hit(solver, sde):
     x = fpfast.sample(score, (50, 3), solver=solver, times=times, seed=0)
     tolerance = 0.01 * 5 if isinstance(sde, fpfast.VE) else 1e-5  # VE keeps sigma_min at t = 0
     torch.testing.assert_close(x, torch.full_like(x, 0.7), atol=tolerance, rtol=0)
+
+
+def test_bias_of_the_corrector():
+    """pc ends with a variance that is too large by the share (r std)^2 / variance, as its docstring says."""
+    sde, end, data = fpfast.OU(T=2.0), 0.1, 0.25
+    alpha, std = sde.marginal(end)
+    variance = float(alpha**2 * data + std**2)
+    _, excess = moments("pc", 1.0, torch.linspace(2, end, 3201, dtype=torch.float64), data_variance=data)
+    assert excess / variance == pytest.approx(float((CORRECTOR_SNR * std) ** 2) / variance, rel=0.15)
