@@ -1,28 +1,20 @@
 // Noise and linear combinations on the CPU. Compiled once for each level, with FPFAST_LEVEL naming the namespace.
 //
 // A sample's elements come in groups of four, one Philox call each. The groups of all samples are numbered in a row and
-// handled in blocks of 64: the body of a loop over the block is straight-line scalar code on independent lanes, which
-// the compiler turns into SIMD. A block covers a contiguous range of elements, also where a sample's last group is
-// short.
+// handled in blocks; a block covers a contiguous range of elements, also where a sample's last group is short.
 #include <algorithm>
 
-#include "../math/normal.h"
 #include "levels.h"
+#include "noise.h"
 
 namespace fpfast {
 namespace FPFAST_LEVEL {
 namespace {
 
-constexpr int64_t block_groups = 64;
+constexpr int64_t block_groups = 8 * lanes;
 constexpr int64_t block_elements = 4 * block_groups;
-constexpr int64_t serial_below = 1 << 14;  // elements: a parallel region costs about as much as these
-
-struct Block {
-  uint64_t seed[block_groups];
-  uint64_t sample[block_groups];
-  uint32_t group[block_groups];
-  alignas(64) float value[4][block_groups];
-};
+constexpr int64_t serial_below = 1 << 14;      // elements: a parallel region costs about as much as these
+constexpr int together = lanes == 16 ? 2 : 1;  // vectors whose noise is made side by side: what registers hold
 
 int64_t groups_per_sample(int64_t elements) { return (elements + 3) / 4; }
 
@@ -31,53 +23,44 @@ int64_t element_of(int64_t q, int64_t groups, int64_t elements) {
   return q / groups * elements + std::min(q % groups * 4, elements);
 }
 
-template <Kind kind>
-void make_lanes(Block& b, uint32_t stream, uint32_t draw) {
-#pragma GCC ivdep
-  for (int64_t i = 0; i < block_groups; ++i) {
-    const Philox w = noise_words(b.seed[i], b.sample[i], b.group[i], stream, draw);
-    if constexpr (kind == Kind::normal) {
-      const Pair p = normal_pair(w.w0, w.w1), q = normal_pair(w.w2, w.w3);
-      b.value[0][i] = p.a, b.value[1][i] = p.b, b.value[2][i] = q.a, b.value[3][i] = q.b;
-    } else {
-      constexpr auto f = kind == Kind::uniform ? uniform_value : rademacher_value;
-      b.value[0][i] = f(w.w0), b.value[1][i] = f(w.w1), b.value[2][i] = f(w.w2), b.value[3][i] = f(w.w3);
+// Noise of the flat groups [q, q + block_groups), four values each, into z.
+template <Kind kind, bool seed_per_sample>
+void whole_groups(float* z, const Noise& noise, int64_t q, int64_t groups, int64_t last_sample) {
+  Walk walk(groups, q);
+  for (int64_t at = 0; at < block_elements; at += 4 * lanes * together) {
+    Place place[together];
+    for (Place& one : place) one = walk.next();
+    Vector<float> v[together][4];
+    noise_values<kind, together, seed_per_sample>(place, noise, last_sample, v);
+    for (int k = 0; k < together; ++k) {
+      transpose_blocks(v[k][0], v[k][1], v[k][2], v[k][3]);
+      for (int j = 0; j < 4; ++j) store(z + at + (4 * k + j) * lanes, v[k][j]);
     }
   }
 }
 
-// Noise of flat groups [q, q + count) into z, element by element.
+// Noise of flat groups [q, q + count) into z, element by element. z has room for a block only where count is one.
 template <Kind kind>
-void noise_block(float* z, const Noise& noise, int64_t q, int64_t count, int64_t elements) {
+void noise_block(float* z, const Noise& noise, int64_t q, int64_t count, int64_t samples, int64_t elements) {
   const int64_t groups = groups_per_sample(elements);
-  Block b;
-  int64_t sample = q / groups, group = q % groups;
-  for (int64_t i = 0; i < block_groups; ++i) {
-    const int64_t known = i < count ? sample : q / groups;  // lanes past the end repeat a valid sample
-    b.seed[i] = noise.seeds[noise.per_sample ? known : 0];
-    b.sample[i] = noise.per_sample ? 0 : noise.first_sample + uint64_t(known);
-    b.group[i] = uint32_t(group);
-    if (++group == groups) group = 0, ++sample;
-  }
-  make_lanes<kind>(b, noise.stream, noise.draw);
-  if (elements % 4 == 0) {
-    for (int64_t i = 0; i < count; ++i)
-      for (int k = 0; k < 4; ++k) z[4 * i + k] = b.value[k][i];
-    return;
-  }
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t n = std::min<int64_t>(4, elements - 4 * int64_t(b.group[i]));
-    for (int64_t k = 0; k < n; ++k) *z++ = b.value[k][i];
+  const auto fill = noise.per_sample ? whole_groups<kind, true> : whole_groups<kind, false>;
+  if (count == block_groups && elements % 4 == 0) return fill(z, noise, q, groups, samples - 1);
+  alignas(64) float raw[block_elements];
+  fill(raw, noise, q, groups, samples - 1);
+  for (int64_t i = 0, group = q % groups; i < count; ++i) {
+    const int64_t n = std::min<int64_t>(4, elements - 4 * group);
+    for (int64_t k = 0; k < n; ++k) *z++ = raw[4 * i + k];
+    if (++group == groups) group = 0;
   }
 }
 
 float half_to_float(uint16_t h) {
   const uint32_t magnitude = h & 0x7FFFu;
-  const float normal = bits_to_float((magnitude << 13) + 0x38000000u);  // exponent bias 15 -> 127
+  const float normal = Scalar::as_float((magnitude << 13) + 0x38000000u);  // exponent bias 15 -> 127
   const float subnormal = float(int32_t(magnitude)) * 0x1p-24f;
-  const float special = bits_to_float((magnitude << 13) | 0x7F800000u);
+  const float special = Scalar::as_float((magnitude << 13) | 0x7F800000u);
   const float value = magnitude < 0x0400u ? subnormal : magnitude < 0x7C00u ? normal : special;
-  return bits_to_float(float_to_bits(value) | uint32_t(h & 0x8000u) << 16);
+  return Scalar::as_float(Scalar::as_bits(value) | uint32_t(h & 0x8000u) << 16);
 }
 
 // n elements of an operand from `start`, as float32: in place where they are, else widened into `buffer`.
@@ -85,7 +68,7 @@ const float* widened(const void* operand, Dtype dtype, int64_t start, int64_t n,
   if (dtype == Dtype::float32) return static_cast<const float*>(operand) + start;
   const uint16_t* narrow = static_cast<const uint16_t*>(operand) + start;
   if (dtype == Dtype::bfloat16)
-    for (int64_t i = 0; i < n; ++i) buffer[i] = bits_to_float(uint32_t(narrow[i]) << 16);
+    for (int64_t i = 0; i < n; ++i) buffer[i] = Scalar::as_float(uint32_t(narrow[i]) << 16);
   else
     for (int64_t i = 0; i < n; ++i) buffer[i] = half_to_float(narrow[i]);
   return buffer;
@@ -132,7 +115,7 @@ void combine_all(const Combine& op, int threads) {
     const int64_t q = b * block_groups, count = std::min(block_groups, units - q);
     alignas(64) float z[noisy ? block_elements : 1];
     if constexpr (noisy) {
-      noise_block<Kind::normal>(z, op.noise, q, count, op.elements);
+      noise_block<Kind::normal>(z, op.noise, q, count, op.samples, op.elements);
       const int64_t stop = element_of(q + count, groups, op.elements);
       combine_range<operands, noisy>(op, z, element_of(q, groups, op.elements), stop);
     } else {
@@ -163,7 +146,8 @@ void noise_all(float* out, const Noise& noise, int64_t samples, int64_t elements
 #pragma omp parallel for num_threads(threads) schedule(static) if (samples * elements >= serial_below)
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t q = b * block_groups;
-    noise_block<kind>(out + element_of(q, groups, elements), noise, q, std::min(block_groups, units - q), elements);
+    const int64_t count = std::min(block_groups, units - q);
+    noise_block<kind>(out + element_of(q, groups, elements), noise, q, count, samples, elements);
   }
 }
 

@@ -19,13 +19,15 @@ template <Kind kind>
 __device__ void four_values(float (&z)[4], const Noise& noise, int64_t sample, uint32_t group) {
   const uint64_t seed = noise.seeds[noise.per_sample ? sample : 0];
   const uint64_t index = noise.per_sample ? 0 : noise.first_sample + uint64_t(sample);
-  const Philox w = noise_words(seed, index, group, noise.stream, noise.draw);
+  const Words<Scalar> counter = {group, uint32_t(index), uint32_t(sample_high(index, noise.stream)), noise.draw};
+  const Words<Scalar> w = philox<Scalar>(counter, uint32_t(seed), uint32_t(seed >> 32));
   if constexpr (kind == Kind::normal) {
-    const Pair p = normal_pair(w.w0, w.w1), q = normal_pair(w.w2, w.w3);
+    const auto p = normal_pair<Scalar>(w.w0, w.w1), q = normal_pair<Scalar>(w.w2, w.w3);
     z[0] = p.a, z[1] = p.b, z[2] = q.a, z[3] = q.b;
   } else {
     const uint32_t words[4] = {w.w0, w.w1, w.w2, w.w3};
-    for (int k = 0; k < 4; ++k) z[k] = kind == Kind::uniform ? uniform_value(words[k]) : rademacher_value(words[k]);
+    for (int k = 0; k < 4; ++k)
+      z[k] = kind == Kind::uniform ? uniform_value<Scalar>(words[k]) : rademacher_value<Scalar>(words[k]);
   }
 }
 
@@ -52,8 +54,8 @@ __device__ void load(float (&v)[4], const void* operand, Dtype dtype, int64_t at
       if (k < n) narrow[k] = p[k];
   }
   for (int k = 0; k < 4; ++k)
-    v[k] =
-        dtype == Dtype::bfloat16 ? bits_to_float(uint32_t(narrow[k]) << 16) : __half2float(__ushort_as_half(narrow[k]));
+    v[k] = dtype == Dtype::bfloat16 ? Scalar::as_float(uint32_t(narrow[k]) << 16)
+                                    : __half2float(__ushort_as_half(narrow[k]));
 }
 
 __device__ void store(float* out, const float (&v)[4], int n) {

@@ -4,82 +4,63 @@
 // rounded, and the polynomials are this project's own minimax fits. fpfast/reference.py repeats the same operations in
 // the same order, so every backend gives the same bits.
 #pragma once
-#include <cmath>
-#include <cstring>
-
 #include "philox.h"
 
-FPFAST_FN float bits_to_float(uint32_t bits) {
-#if defined(__CUDA_ARCH__)
-  return __uint_as_float(bits);
-#else
-  float value;
-  memcpy(&value, &bits, sizeof value);
-  return value;
-#endif
+// u = float(r) 2^-32 + 2^-33, in (0, 1].
+template <class M>
+FPFAST_FN typename M::F uniform_value(typename M::U word) {
+  return M::word_to_float(word) * 0x1p-32f + 0x1p-33f;
 }
 
-FPFAST_FN uint32_t float_to_bits(float value) {
-#if defined(__CUDA_ARCH__)
-  return __float_as_uint(value);
-#else
-  uint32_t bits;
-  memcpy(&bits, &value, sizeof bits);
-  return bits;
-#endif
+template <class M>
+FPFAST_FN typename M::F rademacher_value(typename M::U word) {
+  return M::as_float((word & 0x80000000u) | 0x3F800000u);
 }
-
-// u = float(r) 2^-32 + 2^-33, in (0, 1].  float(r) is put together from two exact halves with a single rounding:
-// SSE and AVX2 convert only signed integers.
-FPFAST_FN float uniform_value(uint32_t word) {
-  const float value = float(int32_t(word >> 16)) * 65536.0f + float(int32_t(word & 0xFFFFu));
-  return value * 0x1p-32f + 0x1p-33f;
-}
-
-FPFAST_FN float rademacher_value(uint32_t word) { return bits_to_float(0x3F800000u | (word & 0x80000000u)); }
 
 // log u for u in [2^-33, 1]: u = 2^e (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), relative error below 2e-7.
-FPFAST_FN float log_uniform(float u) {
-  const uint32_t shifted = float_to_bits(u) - 0x3F3504F3u;
-  const int32_t exponent = int32_t(shifted) >> 23;
-  const float f = bits_to_float((shifted & 0x007FFFFFu) + 0x3F3504F3u) - 1.0f;
-  float q = 0x1.65c77ep-4f;
-  q = q * f + -0x1.2504aep-3f;
+template <class M>
+FPFAST_FN typename M::F log_uniform(typename M::F u) {
+  using F = typename M::F;
+  const typename M::U shifted = M::as_bits(u) - 0x3F3504F3u;
+  const F f = M::as_float((shifted & 0x007FFFFFu) + 0x3F3504F3u) - 1.0f;
+  F q = f * 0x1.65c77ep-4f;
+  q = q + -0x1.2504aep-3f;
   q = q * f + 0x1.31852ap-3f;
   q = q * f + -0x1.535d2ep-3f;
   q = q * f + 0x1.98d2c0p-3f;
   q = q * f + -0x1.00049ap-2f;
   q = q * f + 0x1.5556f4p-2f;
   q = q * f + -0x1.fffffap-2f;
-  const float e = float(exponent);
-  const float tail = e * 0x1.7f7d1cp-20f + (f + f * f * q);  // ln 2 = 0x1.62e4p-1 + 0x1.7f7d1cp-20
+  const F e = M::to_float(M::as_signed(shifted) >> 23);
+  const F tail = e * 0x1.7f7d1cp-20f + (f + f * f * q);  // ln 2 = 0x1.62e4p-1 + 0x1.7f7d1cp-20
   return e * 0x1.62e4p-1f + tail;
 }
 
+template <class M>
 struct Pair {
-  float a, b;
+  typename M::F a, b;
 };
 
 // Box-Muller: (r cos 2 pi v, r sin 2 pi v), r = sqrt(-2 log u).  The angle is reduced to a quarter turn, exactly.
-FPFAST_FN Pair normal_pair(uint32_t word0, uint32_t word1) {
-  const float radius = sqrtf(-2.0f * log_uniform(uniform_value(word0)));
-  const float quarters = uniform_value(word1) * 4.0f;
-  const int32_t quadrant = int32_t(quarters + 0.5f);
-  const float r = quarters - float(quadrant);  // in [-1/2, 1/2]; angle = pi/2 (quadrant + r)
-  const float r2 = r * r;
-  float s = -0x1.2d9bb8p-8f;
-  s = s * r2 + 0x1.465ec6p-4f;
+template <class M>
+FPFAST_FN Pair<M> normal_pair(typename M::U word0, typename M::U word1) {
+  using F = typename M::F;
+  const F radius = M::root(log_uniform<M>(uniform_value<M>(word0)) * -2.0f);
+  const F quarters = M::word_to_float(word1) * 0x1p-30f + 0x1p-31f;  // four times the uniform value
+  const typename M::I quadrant = M::truncate(quarters + 0.5f);
+  const F r = quarters - M::to_float(quadrant);  // in [-1/2, 1/2]; angle = pi/2 (quadrant + r)
+  const F r2 = r * r;
+  F s = r2 * -0x1.2d9bb8p-8f;
+  s = s + 0x1.465ec6p-4f;
   s = s * r2 + -0x1.4abbbap-1f;
   s = s * r2 + 0x1.921fb6p+0f;
   s = s * r;
-  float c = -0x1.4ea9e6p-6f;
-  c = c * r2 + 0x1.03b162p-2f;
+  F c = r2 * -0x1.4ea9e6p-6f;
+  c = c + 0x1.03b162p-2f;
   c = c * r2 + -0x1.3bd3a2p+0f;
   c = c * r2 + 1.0f;
-  const bool odd = quadrant & 1;
-  const uint32_t sine_sign = uint32_t(quadrant & 2) << 30;
-  const uint32_t cosine_sign = uint32_t((quadrant + 1) & 2) << 30;
-  const float sine = bits_to_float(float_to_bits(odd ? c : s) ^ sine_sign);
-  const float cosine = bits_to_float(float_to_bits(odd ? s : c) ^ cosine_sign);
+  const auto odd = M::odd(quadrant);
+  const F sine = M::flip(M::select(odd, c, s), M::as_unsigned(quadrant) << 30);
+  const F cosine = M::flip(M::select(odd, s, c), M::as_unsigned(quadrant + 1) << 30);
   return {radius * cosine, radius * sine};
 }

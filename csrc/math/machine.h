@@ -1,0 +1,60 @@
+// What the formulas of this folder are written in: a machine M has
+//
+//   F, I, U     float32, int32 and uint32, or vectors of them
+//   Word        an unsigned value of 32 bits; the upper half of a wider one is ignored
+//   Product     an unsigned value of 64 bits
+//
+// and the functions below. Scalar serves CUDA, where a thread handles one value; cpu/simd.h has the vectors. So there
+// is one text of every formula, whatever runs it.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#define FPFAST_FN static __host__ __device__ __forceinline__
+#define FPFAST_UNROLL _Pragma("unroll")
+#else
+#define FPFAST_FN static inline __attribute__((always_inline))
+#define FPFAST_UNROLL _Pragma("GCC unroll 32")
+#endif
+
+struct Scalar {
+  using F = float;
+  using I = int32_t;
+  using U = uint32_t;
+  using Word = uint32_t;
+  using Product = uint64_t;
+
+  FPFAST_FN F as_float(U bits) {
+#if defined(__CUDA_ARCH__)
+    return __uint_as_float(bits);
+#else
+    F value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+#endif
+  }
+  FPFAST_FN U as_bits(F value) {
+#if defined(__CUDA_ARCH__)
+    return __float_as_uint(value);
+#else
+    U bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+#endif
+  }
+  FPFAST_FN I as_signed(U value) { return I(value); }
+  FPFAST_FN U as_unsigned(I value) { return U(value); }
+  FPFAST_FN F to_float(I value) { return float(value); }
+  FPFAST_FN F word_to_float(U word) { return float(word); }  // rounded once, to nearest
+  FPFAST_FN I truncate(F value) { return int32_t(value); }
+  FPFAST_FN bool odd(I value) { return value & 1; }
+  FPFAST_FN F select(bool mask, F yes, F no) { return mask ? yes : no; }
+  FPFAST_FN F flip(F value, U sign) { return as_float(as_bits(value) ^ (sign & 0x80000000u)); }  // by the top bit
+  FPFAST_FN F root(F value) { return sqrtf(value); }
+  FPFAST_FN Product product(uint32_t constant, Word word) { return uint64_t(constant) * word; }
+  FPFAST_FN Word high(Product p) { return Word(p >> 32); }
+  FPFAST_FN Word low(Product p) { return Word(p); }
+  FPFAST_FN Word exclusive_or(Word a, Word b, Word c) { return a ^ b ^ c; }
+};
