@@ -109,6 +109,50 @@ void cpu_noise(const std::string& level, uintptr_t out, int kind, uintptr_t seed
   kernels.noise(reinterpret_cast<float*>(out), Kind(kind), noise, samples, elements, threads < 1 ? 1 : threads);
 }
 
+int block_rows(const std::string& level) { return kernels_of(level).block_rows; }
+
+// (address, first row, rows) of a [samples, rows] array.
+using PortSpec = std::tuple<uintptr_t, int64_t, int64_t>;
+
+int set_ports(Port (&ports)[max_ports], const std::vector<PortSpec>& specs, int64_t rows, int64_t samples) {
+  require(specs.size() <= max_ports, "ports: expected at most 16");
+  int count = 0;
+  for (const auto& [address, row, width] : specs) {
+    require(address != 0 || samples == 0, "ports: a pointer is null");
+    require(row >= 0 && width >= 0 && row <= rows - width, "ports: expected rows within the workspace");
+    ports[count++] = {reinterpret_cast<void*>(address), row, width};
+  }
+  return count;
+}
+
+void cpu_trajectory(const std::string& level, bool float64, const std::vector<PortSpec>& inputs,
+                    const std::vector<PortSpec>& outputs, uintptr_t program, int64_t instructions, uintptr_t weights,
+                    uintptr_t biases, int64_t bias_width, uintptr_t actions, int64_t count, int64_t first_step,
+                    int64_t last_step, int64_t stages, uintptr_t evaluations, uintptr_t coef, int64_t dimension,
+                    int64_t rows, uintptr_t seeds, bool seeds_per_sample, int64_t first_sample, int64_t samples,
+                    int64_t tile, int threads) {
+  check_sizes(samples, dimension, first_sample, 0);
+  require(rows >= 1 && rows <= (int64_t(1) << 32), "rows: expected 1 to 2^32");
+  require(tile >= 0 && tile <= 3, "tile: expected 0 to 3 vectors");
+  Trajectory run{};
+  run.float64 = float64;
+  run.program = reinterpret_cast<const Instruction*>(program), run.instructions = instructions;
+  run.weights = reinterpret_cast<const void*>(weights);
+  run.biases = reinterpret_cast<const void*>(biases), run.bias_width = bias_width;
+  run.actions = reinterpret_cast<const Action*>(actions), run.count = count;
+  run.first_step = first_step, run.last_step = last_step, run.stages = stages;
+  run.evaluations = reinterpret_cast<const int64_t*>(evaluations);
+  run.coef = reinterpret_cast<const void*>(coef);
+  run.input_count = set_ports(run.inputs, inputs, rows, samples);
+  run.output_count = set_ports(run.outputs, outputs, rows, samples);
+  run.dimension = dimension, run.rows = rows;
+  run.noise = make_noise(seeds, seeds_per_sample, first_sample, 0, 0);
+  run.samples = samples, run.tile = tile;
+  const CpuKernels& kernels = kernels_of(level);
+  py::gil_scoped_release release;
+  kernels.trajectory(run, threads < 1 ? 1 : threads);
+}
+
 #ifdef FPFAST_CUDA
 void cuda_combine(uintptr_t out, const std::vector<std::tuple<uintptr_t, int>>& operands, uintptr_t coef,
                   bool coef_per_sample, uintptr_t seeds, bool seeds_per_sample, int64_t first_sample, int stream,
@@ -142,6 +186,8 @@ PYBIND11_MODULE(_native, m) {
   m.def("levels", level_names, "Instruction-set levels that this processor runs, best first.");
   m.def("cpu_combine", cpu_combine);
   m.def("cpu_noise", cpu_noise);
+  m.def("cpu_trajectory", cpu_trajectory);
+  m.def("block_rows", block_rows, "Rows of a matrix that a level packs together.");
 #ifdef FPFAST_CUDA
   m.attr("has_cuda") = true;
   m.def("cuda_combine", cuda_combine);

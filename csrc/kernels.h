@@ -30,4 +30,64 @@ struct Combine {
   int64_t samples, elements;
 };
 
+// A network is a straight-line program on values of `rows` numbers a sample; a value is named by its first row in the
+// workspace. Programs are written by fpfast/program.py.
+enum class Op : int64_t {
+  linear = 0,    // out = W in + bias + other
+  activate = 1,  // out, first, second = h, h', h'' at in
+  add = 2,       // out = in + bias + other
+  multiply = 3,  // out = in * other
+  scale = 4,     // out = weights * in + other, a weight a row
+  fill = 5,      // out = weights
+};
+constexpr int64_t nothing = -1, input_rows = -2, output_rows = -3;  // in place of a row
+
+struct Instruction {
+  Op op;
+  int64_t out, first, second;  // what is not wanted is `nothing`
+  int64_t in, other;           // `other` may be `nothing`
+  int64_t rows, columns;
+  int64_t weights;  // offset of the packed matrix, of a weight a row, or of the activation's parameter
+  int64_t bias;     // offset in the evaluation's row of biases, or `nothing`
+  int64_t kind;     // Activation
+};
+
+// What a run does in each step. Values are rows here too, of `dimension` numbers each.
+struct Action {
+  int64_t
+      evaluate;  // 1: out = network at in, if the step's stage says so; 0: combine, or copy where stage is `nothing`
+  int64_t stage;
+  int64_t in, out;
+  int64_t operands, operand[max_operands];  // those with coefficient 0 are not read, but for the first
+  int64_t stream;                           // of the noise, drawn where its coefficient is not 0
+};
+
+struct Port {
+  void* data;  // [samples, rows]
+  int64_t row, rows;
+};
+
+constexpr int max_ports = 16;
+
+struct Trajectory {
+  bool float64;  // of the state, weights, biases, coefficients
+  const Instruction* program;
+  int64_t instructions;
+  const void* weights;
+  const void* biases;  // [evaluations, bias_width]
+  int64_t bias_width;
+  const Action* actions;  // of a step
+  int64_t count;
+  int64_t first_step, last_step, stages;
+  const int64_t* evaluations;  // [steps, stages]: the row of biases, or `nothing`: no evaluation
+  const void* coef;            // [steps, stages, 5]
+  Port inputs[max_ports], outputs[max_ports];
+  int input_count, output_count;
+  int64_t dimension;  // rows of a state
+  int64_t rows;       // of the workspace
+  Noise noise;        // its stream is the action's, its draw the step
+  int64_t samples;
+  int64_t tile;  // vectors a tile, 1 to 3, or 0: the best for the number of samples
+};
+
 }  // namespace fpfast

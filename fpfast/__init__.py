@@ -1,6 +1,6 @@
 """Samples score-based diffusion models, and measures how far their ODE and SDE samples are apart, in fused kernels."""
 
-from fpfast import noise
+from fpfast import fused, noise
 from fpfast.gap import gap
 from fpfast.mixture import GaussianMixture
 from fpfast.sample import Info, sample
@@ -22,6 +22,7 @@ __all__ = [
     "Info",
     "Score",
     "SubVP",
+    "fused",
     "gap",
     "noise",
     "sample",

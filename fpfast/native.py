@@ -11,6 +11,7 @@ from fpfast import _native
 from fpfast.reference import Key
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+Port = tuple[Tensor, int]  # [samples, rows] and its first row in the workspace
 KINDS = {"normal": 0, "uniform": 1, "rademacher": 2}
 
 
@@ -26,6 +27,10 @@ def _sizes(out: Tensor) -> tuple[int, int]:
 
 def _operands(operands: list[Tensor]) -> list[tuple[int, int]]:
     return [(operand.data_ptr(), DTYPES[operand.dtype]) for operand in operands]
+
+
+def _ports(ports: list[Port]) -> list[tuple[int, int, int]]:
+    return [(tensor.data_ptr(), row, tensor.shape[1]) for tensor, row in ports]
 
 
 class Cpu:
@@ -46,6 +51,54 @@ class Cpu:
             coef.ndim == 2,
             *_key(key),
             *_sizes(out),
+            torch.get_num_threads(),
+        )
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of a matrix that the network kernels want packed together."""
+        return _native.block_rows(self.level)
+
+    def trajectory(
+        self,
+        *,
+        inputs: list[Port],
+        outputs: list[Port],
+        program: Tensor,  # [n, 11] int64
+        weights: Tensor,
+        biases: Tensor,  # [evaluations, width]
+        actions: Tensor,  # [n, 10] int64
+        steps: tuple[int, int],
+        evaluations: Tensor,  # [steps, stages] int64
+        coef: Tensor,  # [steps, stages, 5]
+        dimension: int,
+        rows: int,
+        key: Key | None = None,
+        tile: int = 0,
+    ) -> None:
+        """Runs steps of a recognised network on all samples of the ports' tensors; see csrc/kernels.h."""
+        _native.cpu_trajectory(
+            self.level,
+            weights.dtype == torch.float64,
+            _ports(inputs),
+            _ports(outputs),
+            program.data_ptr(),
+            len(program),
+            weights.data_ptr(),
+            biases.data_ptr(),
+            biases.shape[1],
+            actions.data_ptr(),
+            len(actions),
+            steps[0],
+            steps[1],
+            evaluations.shape[1],
+            evaluations.data_ptr(),
+            coef.data_ptr(),
+            dimension,
+            rows,
+            *_key(key)[:3],
+            inputs[0][0].shape[0],
+            tile,
             torch.get_num_threads(),
         )
 

@@ -6,70 +6,15 @@ so on. This is also the layout in which Deveney et al. (arXiv 2311.15996) publis
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from fpfast.errors import bad, unknown
-
-
-class _Softplus(torch.autograd.Function):
-    """log(1 + e^(beta x)) / beta as [max(z, 0) - log sigmoid(|z|)] / beta, z = beta x.
-
-    Three times faster on the CPU than torch's, whose exp and log1p are slow where e^z underflows (beta = 100 is common
-    here). The error is that of one rounding of 1, divided by beta.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, beta: float) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.beta = beta
-        z = beta * x
-        return (z.clamp(min=0) - z.abs().sigmoid_().log_()).div_(beta)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        return grad * torch.sigmoid(ctx.beta * x), None
-
-
-def softplus(x: Tensor, beta: float = 1.0) -> Tensor:
-    return _Softplus.apply(x, beta)
-
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "tanh": torch.tanh,
-    "silu": functional.silu,
-    "gelu": lambda x: functional.gelu(x, approximate="tanh"),
-    "elu": functional.elu,
-    "sine": torch.sin,
-    "softplus": softplus,
-}
-
-
-def activation(spec: str) -> Callable[[Tensor], Tensor]:
-    """The activation named by ``spec``: a name of ``ACTIVATIONS``, or ``softplus:BETA``.
-
-    Raises ValueError when the name is unknown or beta is not a positive finite number.
-    """
-    name, _, parameter = spec.partition(":")
-    if name not in ACTIVATIONS:
-        raise unknown("activation", spec, [*ACTIVATIONS, "softplus:BETA"])
-    if not parameter:
-        return ACTIVATIONS[name]
-    try:
-        beta = float(parameter)
-    except ValueError:
-        beta = math.nan
-    if name != "softplus" or not 0 < beta < math.inf:
-        raise bad("activation", "softplus:BETA with a positive BETA, or a name alone", repr(spec))
-    return lambda x: softplus(x, beta)
+from fpfast import activation as activations
+from fpfast.errors import bad
 
 
 class MLP(nn.Module):
@@ -78,7 +23,7 @@ class MLP(nn.Module):
     Args:
         dimension: d, the size of one sample.
         hidden: widths of the hidden layers, one or more.
-        activation: see :func:`activation`.
+        activation: see :func:`fpfast.activation.activation`.
         potential: one output phi(x, t) of shape (B, 1) in place of d outputs of shape (B, d).
         time_first: t stands before x in the input, not after it.
     """
@@ -96,7 +41,7 @@ class MLP(nn.Module):
         if dimension < 1 or not hidden or min(hidden) < 1:
             raise bad("dimension, hidden", "a positive size and one or more positive widths", (dimension, list(hidden)))
         self.dimension = dimension
-        self.activation = _named_activation(activation)
+        self.activation = activations.activation(activation)
         self.time_first = time_first
         names = ["input", *(f"hidden{i}" for i in range(1, len(hidden))), "output"]
         widths = [dimension + 1, *hidden, 1 if potential else dimension]
@@ -110,9 +55,6 @@ class MLP(nn.Module):
         for layer in inner:
             h = self.activation(layer(h))
         return last(h)
-
-
-_named_activation = activation
 
 
 def _order(layer: str) -> tuple[int, list[int | str]]:

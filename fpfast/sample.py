@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, overload
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, overload
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fpfast import backends, ops
+from fpfast import backends
 from fpfast import noise as noises
 from fpfast.errors import bad, integer, key, real, sizes
+from fpfast.loop import Callback, Loop
 from fpfast.score import Score
-from fpfast.solvers import SOLVERS, Plan, Table
+from fpfast.solvers import SOLVERS, Plan
 from fpfast.times import grid
+from fpfast.trajectory import FusedLoop, fusible
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-Callback = Callable[[int, float, Tensor], Any]
 
 
 class Info(NamedTuple):
@@ -32,6 +32,8 @@ class Info(NamedTuple):
     backend: str
     nonfinite: int  # samples that hold a NaN or an infinity
     seed: int | None
+    fused: bool  # the network was recognised and ran inside the kernel; it was not called
+    not_fused: str | None  # else the reason
 
 
 class Options(TypedDict, total=False):
@@ -51,6 +53,7 @@ class Options(TypedDict, total=False):
     batch_size: int | None
     progress: bool
     callback: Callback | None
+    callback_steps: Sequence[int] | None
 
 
 @overload
@@ -80,6 +83,7 @@ def sample(
     batch_size: int | None = None,
     progress: bool = False,
     callback: Callback | None = None,
+    callback_steps: Sequence[int] | None = None,
     return_info: bool = False,
 ) -> Tensor | tuple[Tensor, Info]:
     """Samples by integrating dX = [a x - (1 + noise^2)/2 g^2 s] dt + noise g dW~ from T down (Song et al., 2011.13456).
@@ -104,10 +108,13 @@ def sample(
         progress: a progress bar on stderr.
         callback: ``callback(step, t, x)`` after each step (1 to steps) with a copy of the batch's state at time t. If
             it returns a true value the run ends there: this batch and those after it stop at that step.
+        callback_steps: the steps (1 to steps) after which it is called; default: all.
         return_info: return (samples, :class:`Info`).
 
-    The network is called as it is: put it in evaluation mode if it has dropout. Its input x is the run's own state and
-    is overwritten by the next step, so a network must not change it, and must clone what it wants to keep of it.
+    On the CPU a perceptron (see :mod:`fpfast.fused`) is not called: its layers run inside the kernel, all steps in one
+    go. backend="reference" calls it. Any other network is called as it is: put it in evaluation mode if it has dropout.
+    Its input x is the run's own state and is overwritten by the next step, so a network must not change it, and must
+    clone what it wants to keep of it.
 
     Returns:
         Samples at the last time, of the given shape, dtype and device.
@@ -124,13 +131,20 @@ def sample(
     first_sample = integer("first_sample", first_sample, 0, 2**48 - shape[0])
     batch_size = shape[0] if batch_size is None else integer("batch_size", batch_size, 1)
     device = _checked(score, x, shape, solver, final, device, dtype, callback)
-    backend = backends.pick(backend, device.type, dtype)
+    asked, backend = backend, backends.pick(backend, device.type, dtype)
     seeds = noises.seed_tensor(seed, shape[0], device)
     if seeds.ndim and first_sample:
         raise bad("first_sample", "0 where every sample has a seed of its own", first_sample)
     plan = Plan(score, grid(score.sde, times, steps), noise, final == "noise")
     table = SOLVERS[solver](plan)
-    run = _Run(score, table, plan.next.t.tolist(), backend, device, dtype, callback)
+    ends = plan.next.t.tolist()
+    chosen = _callback_steps(callback_steps, len(ends))
+    net, not_fused = fusible(score, shape, asked, device, dtype)
+    run: Loop | FusedLoop
+    if net is None:
+        run = Loop(score, table, ends, backend, device, dtype, callback, chosen)
+    else:
+        run = FusedLoop(net, score.predicts == "potential", table, ends, dtype, callback, chosen)
     out = torch.empty(shape, dtype=dtype, device=device)
     starts = range(0, shape[0], batch_size)
     began = time.perf_counter()
@@ -152,117 +166,15 @@ def sample(
         warnings.warn(f"{nonfinite} of {shape[0]} samples hold NaN or infinity", RuntimeWarning, stacklevel=2)
     if not return_info:
         return out
-    return out, Info(
-        run.evaluations, time.perf_counter() - began, backend, nonfinite, None if seeds.ndim else int(seeds) % 2**64
-    )
+    used = None if seeds.ndim else int(seeds) % 2**64
+    seconds = time.perf_counter() - began
+    return out, Info(run.evaluations, seconds, backend, nonfinite, used, net is not None, not_fused)
 
 
-class _Run:
-    """A table made ready for one device and dtype."""
-
-    def __init__(
-        self,
-        score: Score,
-        table: Table,
-        ends: list[float],
-        backend: str,
-        device: torch.device,
-        dtype: torch.dtype,
-        callback: Callback | None,
-    ) -> None:
-        self.score, self.table, self.ends, self.backend, self.callback = score, table, ends, backend, callback
-        self.steps = len(table.coef)
-        weights = score.weights
-        # With guidance a stage reads two outputs for each evaluation; where that is too many they are mixed first.
-        self.mix: Tensor | None = None
-        if max(sum(len(weights) if _is_output(name) else 1 for name in stage.of) for stage in table.stages) > 4:
-            self.mix = torch.tensor([*weights, 0, 0, 0], dtype=dtype, device=device)
-            weights = (1.0,)
-        self.weights = weights
-        self.times = table.times.to(device, dtype)
-        self.evaluate = table.evaluate.tolist()
-        self.reads, coef = [], []
-        for i in range(self.steps):
-            reads, rows = zip(*(self._row(i, j) for j in range(len(table.stages))), strict=True)
-            self.reads.append(reads)
-            coef.append(rows)
-        self.coef = torch.tensor(coef, dtype=torch.float64).to(device, dtype)  # [steps, stages, 5], uploaded once
-
-    def _row(self, i: int, j: int) -> tuple[tuple[list[tuple[str, int]], bool], list[float]]:
-        """What stage j of step i reads beside its first operand (slot, which output), whether it is noisy, and its row.
-
-        Operands with coefficient zero are not read, whatever they hold.
-        """
-        c = self.table.coef[i, j].tolist()
-        _, *others = self.table.stages[j].of
-        operands, values = [], [c[0]]
-        for name, value in zip(others, c[1:-1], strict=False):
-            for which, weight in enumerate(self.weights if _is_output(name) else (1.0,)):
-                if value * weight != 0:
-                    operands.append((name, which))
-                    values.append(value * weight)
-        return (operands, c[-1] != 0), [*values, *[0.0] * (4 - len(values)), c[-1]]
-
-    @property
-    def evaluations(self) -> int:
-        """Network calls for a batch that runs to the last step (fewer than the table's after a callback's stop)."""
-        return int(self.table.evaluate[: self.steps].sum())
-
-    def __call__(self, x: Tensor, seed: Tensor, first_sample: int, bar: tqdm) -> Tensor:
-        slots: dict[str, tuple[Tensor, ...]] = {"x": (x,)}
-        for i in range(self.steps):
-            for j, stage in enumerate(self.table.stages):
-                if stage.at is not None and self.evaluate[i][j]:
-                    outputs = self._outputs(slots[stage.at][0], self.times[i, j])
-                    _check_new(outputs, [kept for name, kept in slots.items() if name != stage.output])
-                    slots[stage.output] = outputs
-                operands, noisy = self.reads[i][j]
-                old = dict(slots)
-                ys = [slots[name][which] for name, which in operands]
-                # In place where nothing else needs the old value.
-                op = ops.combine_ if stage.to == stage.of[0] and not stage.keep else ops.combine
-                slots[stage.to] = (
-                    op(
-                        slots[stage.of[0]][0],
-                        ys,
-                        self.coef[i, j],
-                        seed=seed if noisy else None,
-                        first_sample=first_sample,
-                        stream=stage.stream,
-                        draw=i,
-                        backend=self.backend,
-                    ),
-                )
-                slots.update((to, old[slot]) for slot, to in stage.keep)
-            bar.update()
-            x = slots["x"][0]
-            if self.callback is not None and self.callback(i + 1, self.ends[i], x.clone()):
-                self.steps = i + 1
-                break
-        return slots["x"][0]
-
-    def _outputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-        version = None if x.is_inference() else x._version  # inference tensors do not count
-        outputs = self.score.outputs(x, t.repeat(x.shape[0]))
-        if version is not None and x._version != version:
-            raise bad("net", "a network that leaves its input as it is", "one that changed x in place")
-        # The network may have returned its input, which the next stage is about to overwrite.
-        outputs = tuple(y.clone() if y.data_ptr() == x.data_ptr() else y for y in outputs)
-        if self.mix is None:
-            return outputs
-        conditional, unconditional = (y.to(x.dtype) for y in outputs)
-        return (ops.combine(conditional, [unconditional], self.mix, backend=self.backend),)
-
-
-def _check_new(outputs: tuple[Tensor, ...], kept: list[tuple[Tensor, ...]]) -> None:
-    """A network that writes all its outputs to one buffer would change what a solver keeps of an earlier call."""
-    addresses = {tensor.data_ptr() for tensors in kept for tensor in tensors}
-    if any(y.data_ptr() in addresses for y in outputs):
-        raise bad("net", "a new tensor from each call (clone the output)", "memory of an earlier output")
-
-
-def _is_output(slot: str) -> bool:
-    return slot.startswith("y")
+def _callback_steps(chosen: Sequence[int] | None, steps: int) -> set[int]:
+    if chosen is None:
+        return set(range(1, steps + 1))
+    return {integer("callback_steps", step, 1, steps) for step in chosen}
 
 
 def _checked(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fpfast.errors import bad, key, real
+from fpfast.fused import Fused
 from fpfast.sde import SDE, as_float64, per_sample
 
 OUTPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -121,6 +122,8 @@ class Score:
         Raises ValueError when an output has another shape or dtype than the state's (or 16 bits), TypeError when it is
         no tensor.
         """
+        if isinstance(self.net, Fused) and self.guidance is None and self.net.serves(x):
+            return (self.net.gradient(x, t) if self.predicts == "potential" else _checked(self.net(x, t), x),)
         if self.predicts == "potential":
             return (self._gradient(x, t).contiguous(),)
         return tuple(_checked(y, x).contiguous() for y in self._call(x, t))

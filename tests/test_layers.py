@@ -1,4 +1,4 @@
-"""Imports point down: sample -> solvers -> score -> sde -> noise -> ops -> backends -> kernels."""
+"""Imports point down: sample -> solvers -> score -> fused -> sde -> noise -> ops -> backends -> kernels."""
 
 import ast
 from pathlib import Path
@@ -16,8 +16,18 @@ LAYERS = [
     ["gap"],
     ["metrics", "data", "network"],
     ["sample"],
+    ["trajectory"],
+    ["loop"],
     ["solvers", "times", "mixture"],
     ["score"],
+    ["fused"],
+    ["recognise"],
+    ["layers"],
+    ["shapes"],
+    ["traced"],
+    ["assemble"],
+    ["program"],
+    ["activation"],
     ["sde"],
     ["noise"],
     ["ops"],

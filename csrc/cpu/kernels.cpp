@@ -163,7 +163,7 @@ void noise(float* out, Kind kind, const Noise& noise, int64_t samples, int64_t e
 }  // namespace
 
 extern const CpuKernels kernels;
-const CpuKernels kernels = {combine, noise};
+const CpuKernels kernels = {combine, noise, run_trajectory, block_rows};
 
 }  // namespace FPFAST_LEVEL
 }  // namespace fpfast

@@ -7,11 +7,15 @@ namespace fpfast {
 struct CpuKernels {
   void (*combine)(const Combine&, int threads);
   void (*noise)(float* out, Kind, const Noise&, int64_t samples, int64_t elements, int threads);
+  void (*trajectory)(const Trajectory&, int threads);
+  int block_rows;  // rows of a matrix that are packed together
 };
 
-#define FPFAST_DECLARE_LEVEL(name) \
-  namespace name {                 \
-  extern const CpuKernels kernels; \
+#define FPFAST_DECLARE_LEVEL(name)                     \
+  namespace name {                                     \
+  extern const CpuKernels kernels;                     \
+  void run_trajectory(const Trajectory&, int threads); \
+  extern const int block_rows;                         \
   }
 FPFAST_DECLARE_LEVEL(baseline)
 FPFAST_DECLARE_LEVEL(avx2)

@@ -1,0 +1,265 @@
+"""Settles where the values of a program live, and writes the engine's instructions (csrc/kernels.h)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fpfast.program import (
+    Activate,
+    Add,
+    Bias,
+    Constant,
+    Derivative,
+    Fill,
+    Linear,
+    Multiply,
+    Scale,
+    Value,
+    operands,
+    order,
+)
+
+# Numbers of csrc/kernels.h and csrc/math/activation.h.
+OPS = {"linear": 0, "activate": 1, "add": 2, "multiply": 3, "scale": 4, "fill": 5}
+NOTHING, INPUT_ROWS, OUTPUT_ROWS = -1, -2, -3
+LOG2E = 1.4426950408889634
+# name -> (number, u / z as a function of the parameter, value / h as a function of it)
+ACTIVATIONS: dict[str, tuple[int, Callable[[float], float], Callable[[float], float]]] = {
+    "tanh": (0, lambda p: 2 * LOG2E, lambda p: 1.0),
+    "softplus": (1, lambda beta: beta * LOG2E, lambda beta: beta * LOG2E),
+    "silu": (2, lambda p: LOG2E, lambda p: LOG2E),
+    "gelu": (3, lambda p: 1.0, lambda p: 1.0),
+    "elu": (4, lambda alpha: LOG2E, lambda alpha: LOG2E),
+    "sine": (5, lambda p: 1.0, lambda p: 1.0),
+}
+
+
+@dataclass
+class Program:
+    """Instructions with their rows settled, and the recipe for weights and biases."""
+
+    rows: int  # of the workspace, including those kept free at its start
+    output_rows: int
+    instructions: Tensor  # [n, 11] int64, as in csrc/kernels.h
+    bias_width: int
+    _weights: list[Constant]  # in the order of their offsets
+    _biases: list[tuple[int, int, Bias, float]]  # offset, rows, what, factor
+
+    @property
+    def flops(self) -> int:
+        """Of the matrix products, for one sample."""
+        linear = self.instructions[self.instructions[:, 0] == OPS["linear"]]
+        return 2 * int((linear[:, 6] * linear[:, 7]).sum())
+
+    def weights(self, block_rows: int, dtype: torch.dtype) -> Tensor:
+        """Matrices as [block][column][row], the last block with the rows that are left; vectors as they are."""
+        parts = []
+        for constant in self._weights:
+            w = constant().detach().to(torch.float64)
+            if w.ndim == 2:
+                w = torch.cat([block.mT.reshape(-1) for block in w.split(block_rows)])
+            parts.append(w.reshape(-1))
+        return torch.cat(parts).to(dtype) if parts else torch.zeros(1, dtype=dtype)
+
+    def biases(self, times: Tensor, dtype: torch.dtype) -> Tensor:
+        """[len(times), bias_width] for evaluations at these times."""
+        out = torch.zeros(len(times), max(self.bias_width, 1), dtype=torch.float64)
+        for offset, rows, bias, factor in self._biases:
+            out[:, offset : offset + rows] = factor * bias(times.to(torch.float64)).detach()
+        return out.to(dtype)
+
+    def with_biases_at(self, row: int) -> Tensor:
+        """The instructions where every sample has biases of its own, in rows ``row`` and following."""
+        code: list[list[int]] = []
+        for line in self.instructions.tolist():
+            op, out, first, second, src, other, rows, columns, weights, bias, kind = line
+            if bias != NOTHING:
+                if other != NOTHING:  # a bias is used once, so its rows may take the sum
+                    code.append([OPS["add"], row + bias, NOTHING, NOTHING, row + bias, other, rows, 0, 0, NOTHING, 0])
+                line = [op, out, first, second, src, row + bias, rows, columns, weights, NOTHING, kind]
+            code.append(line)
+        return torch.tensor(code, dtype=torch.int64).reshape(-1, 11)
+
+
+class Rows:
+    """Hands out rows of the workspace and takes them back, lowest first."""
+
+    def __init__(self, start: int) -> None:
+        self.free: list[tuple[int, int]] = []  # (row, count), by row
+        self.end = start
+
+    def take(self, count: int) -> int:
+        for k, (row, size) in enumerate(self.free):
+            if size >= count:
+                self.free[k : k + 1] = [(row + count, size - count)] if size > count else []
+                return row
+        row, self.end = self.end, self.end + count
+        return row
+
+    def give(self, row: int, count: int) -> None:
+        merged: list[tuple[int, int]] = []
+        for start, size in sorted([*self.free, (row, count)]):
+            if merged and sum(merged[-1]) == start:
+                merged[-1] = (merged[-1][0], merged[-1][1] + size)
+            else:
+                merged.append((start, size))
+        self.free = merged
+
+
+def assemble(end: Value, source: Value, first_row: int = 0) -> Program:
+    """The program that computes ``end`` from ``source``. Rows below ``first_row`` are the caller's."""
+    return _Assembler(end, source, first_row).program()
+
+
+class _Assembler:
+    def __init__(self, end: Value, source: Value, first_row: int) -> None:
+        self.end = end
+        self.values = order(end)
+        self.users: dict[Value, list[Value]] = {value: [] for value in self.values}
+        for value in self.values:
+            if not isinstance(value, Derivative):  # it lies beside its activation, not in it
+                for operand in operands(value):
+                    self.users[operand].append(value)
+        self.left = {value: len(users) for value, users in self.users.items()}
+        self.scales = {value: self.scale(value) for value in self.values}
+        self.place: dict[Value, int] = {source: INPUT_ROWS}
+        self.rows = Rows(first_row)
+        self.code: list[list[int]] = []
+        self.weights: list[Constant] = []
+        self.biases: list[tuple[int, int, Bias, float]] = []
+        self.weight_count = self.bias_count = 0
+
+    def scale(self, value: Value) -> float:
+        """The stored value over the true one.
+
+        Activations take scaled arguments and give scaled values (csrc/math/activation.h). Where a value has no other
+        use, the scale goes into the matrices around it; else it costs an instruction.
+        """
+        users = self.users[value]
+        if value is self.end:
+            return 1.0
+        if isinstance(value, Linear) and value.other is None and len(users) == 1 and isinstance(users[0], Activate):
+            return ACTIVATIONS[users[0].kind][1](users[0].parameter)
+        if isinstance(value, Activate) and all(isinstance(u, Linear) and u.other is not value for u in users):
+            return ACTIVATIONS[value.kind][2](value.parameter)
+        return 1.0
+
+    def program(self) -> Program:
+        for value in self.values:
+            match value:
+                case Linear():
+                    self.linear(value)
+                case Activate():
+                    self.activate(value)
+                case Add(a=a, bias=bias, other=other):
+                    self.elementwise("add", value, a, other, bias=self.new_bias(bias, value.rows))
+                case Multiply(a=a, b=b):
+                    self.elementwise("multiply", value, a, b)
+                case Scale(a=a, factor=factor):
+                    self.elementwise("scale", value, a, None, weights=self.new_weights(factor, value.rows))
+                case Fill(vector=vector):
+                    self.emit("fill", value.rows, self.settle(value), weights=self.new_weights(vector, value.rows))
+        if self.place[self.end] != OUTPUT_ROWS:
+            self.emit("add", self.end.rows, OUTPUT_ROWS, src=self.place[self.end])
+        code = torch.tensor(self.code, dtype=torch.int64).reshape(-1, 11)
+        return Program(self.rows.end, self.end.rows, code, self.bias_count, self.weights, self.biases)
+
+    def emit(
+        self,
+        op: str,
+        rows: int,
+        out: int,
+        first: int = NOTHING,
+        second: int = NOTHING,
+        src: int = NOTHING,
+        other: int = NOTHING,
+        columns: int = 0,
+        weights: int = 0,
+        bias: int = NOTHING,
+        kind: int = 0,
+    ) -> None:
+        self.code.append([OPS[op], out, first, second, src, other, rows, columns, weights, bias, kind])
+
+    def linear(self, value: Linear) -> None:
+        matrix, factor = value.matrix, self.scales[value] / self.scales[value.src]
+        self.emit(
+            "linear",
+            value.rows,
+            self.settle(value),
+            src=self.place[value.src],
+            other=NOTHING if value.other is None else self.place[value.other],
+            columns=value.src.rows,
+            weights=self.new_weights(lambda: matrix() * factor, value.rows * value.src.rows),
+            bias=self.new_bias(value.bias, value.rows, self.scales[value]),
+        )
+        self.release(*operands(value))
+
+    def activate(self, value: Activate) -> None:
+        number, argument, result = ACTIVATIONS[value.kind]
+        rows, src, parameter = value.rows, value.src, value.parameter
+        u = self.place[src]
+        factor = argument(parameter) / self.scales[src]
+        copied = factor != 1
+        if copied:
+            u = self.rows.take(rows)
+            self.scale_rows(rows, u, self.place[src], factor)
+        wanted = bool(self.users[value]) or value is self.end
+        reuse = not copied and self.left[src] == 1 and u >= 0
+        out = NOTHING
+        if wanted:
+            out = u if reuse and value is not self.end else self.settle(value)
+            self.place[value] = out
+        first, second = (self.settle(d) if d in self.users else NOTHING for d in (value.first, value.second))
+        constant = torch.tensor([parameter], dtype=torch.float64)
+        weights = self.new_weights(lambda: constant, 1)
+        self.emit("activate", rows, out, first, second, src=u, weights=weights, kind=number)
+        if wanted and self.scales[value] != result(parameter):
+            self.scale_rows(rows, out, out, self.scales[value] / result(parameter))
+        if copied:
+            self.rows.give(u, rows)
+        self.release(src, keep=out == u)
+
+    def scale_rows(self, rows: int, out: int, src: int, factor: float) -> None:
+        weights = self.new_weights(lambda: torch.full((rows,), factor, dtype=torch.float64), rows)
+        self.emit("scale", rows, out, src=src, weights=weights)
+
+    def elementwise(self, op: str, value: Value, a: Value, b: Value | None, **more: int) -> None:
+        """One that may put its result in the place of an operand that nobody needs any more."""
+        other = NOTHING if b is None else self.place[b]
+        heir = next((x for x in (a, b) if x is not None and self.left[x] == 1 and self.place[x] >= 0
+                     and value is not self.end and a is not b), None)  # fmt: skip
+        if heir is None:
+            self.settle(value)
+        else:
+            self.place[value] = self.place[heir]
+        self.emit(op, value.rows, self.place[value], src=self.place[a], other=other, **more)
+        for operand in operands(value):
+            self.release(operand, keep=operand is heir)
+
+    def new_weights(self, constant: Constant, size: int) -> int:
+        self.weights.append(constant)
+        self.weight_count += size
+        return self.weight_count - size
+
+    def new_bias(self, bias: Bias | None, rows: int, factor: float = 1.0) -> int:
+        if bias is None:
+            return NOTHING
+        self.biases.append((self.bias_count, rows, bias, factor))
+        self.bias_count += rows
+        return self.bias_count - rows
+
+    def settle(self, value: Value) -> int:
+        """Rows for a new value; the end goes where the caller wants it."""
+        self.place[value] = OUTPUT_ROWS if value is self.end else self.rows.take(value.rows)
+        return self.place[value]
+
+    def release(self, *used: Value, keep: bool = False) -> None:
+        """One use of each value is over; ``keep``: its rows have a new owner."""
+        for value in used:
+            self.left[value] -= 1
+            if self.left[value] == 0 and not keep and self.place[value] >= 0:
+                self.rows.give(self.place[value], value.rows)

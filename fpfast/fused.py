@@ -1,0 +1,224 @@
+"""The fused engine: recognised networks run whole, a tile of samples at a time, in one native call.
+
+    net = fpfast.fused.compile(module, dimension=2)      # raises Unsupported, with the layer that stopped it
+    score = fpfast.Score(net, sde, predicts="noise")
+
+:func:`fpfast.sample` recognises a module by itself.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fpfast import backends
+from fpfast.assemble import Program, assemble
+from fpfast.errors import bad, integer
+from fpfast.program import Value, divergence, gradient
+from fpfast.recognise import recognise
+from fpfast.reference import Key
+from fpfast.traced import Unsupported
+
+__all__ = ["Fused", "Unsupported", "compile"]
+
+PER_SAMPLE = 1 << 14  # samples at a time where each has a time, and so biases, of its own
+EXACT_DIVERGENCE = 16  # largest dimension: the cost is one forward pass for each
+
+
+class Fused:
+    """A recognised network. Calling it gives what the module gives, without autograd.
+
+    Where autograd would be needed (gradients are enabled, and x or a parameter requires them) the module itself is
+    called. New values of parameters are noticed and packed again, whatever way they came in.
+
+    Attributes:
+        net: the module.
+        dimension: d, columns of x.
+        time_column: the module takes t of shape (B, 1).
+    """
+
+    def __init__(self, net: nn.Module, dimension: int) -> None:
+        self.net = net
+        self.dimension = dimension
+        self.time_column = bool(getattr(net, "time_column", False))
+        self._recognise()
+
+    def _recognise(self) -> None:
+        self._end, self._source, self._flat = recognise(self.net, self.dimension, self.time_column)
+        self._mode = self._modules()
+        self._tensors = self._read()
+        self._values = [tensor.detach().clone() for tensor in self._tensors]
+        self._ends: dict[str, Value] = {"output": self._end}
+        self._packed: dict[tuple[str, int, torch.dtype], Packed] = {}
+
+    def _read(self) -> list[Tensor]:
+        return [*self.net.parameters(), *self.net.buffers()]
+
+    def _modules(self) -> list[tuple[int, bool]]:
+        return [(id(module), module.training) for module in self.net.modules()]
+
+    def _refresh(self) -> None:
+        """Follows changes of the module: of its structure by recognising it again, of its values by packing again."""
+        tensors = self._read()
+        same = len(tensors) == len(self._tensors) and all(a is b for a, b in zip(tensors, self._tensors, strict=True))
+        if not same or self._mode != self._modules():
+            self._recognise()
+        # Values are compared, not version counters: changes by way of .data do not count.
+        elif not all(torch.equal(new, old) for new, old in zip(tensors, self._values, strict=True)):
+            self._values = [tensor.detach().clone() for tensor in tensors]
+            self._packed.clear()
+
+    @property
+    def outputs(self) -> int:
+        """Columns of the module's output."""
+        return self._end.rows
+
+    def packed(self, what: str, first_row: int, dtype: torch.dtype) -> Packed:
+        """The program for "output", "gradient" (of a potential), or the divergence or Laplacian of these two."""
+        self._refresh()
+        key = what, first_row, dtype
+        if key not in self._packed:
+            self._packed[key] = Packed(assemble(self._value(what), self._source, first_row), dtype)
+        return self._packed[key]
+
+    def _value(self, what: str) -> Value:
+        if what not in self._ends:
+            if what == "gradient":
+                if self.outputs != 1:
+                    raise bad("net", "a potential with one output", self.outputs)
+                self._ends[what] = gradient(self._end, self._source)
+            else:
+                of = {"divergence": "output", "laplacian": "gradient"}[what]
+                self._ends[what] = divergence(self._value(of), self._source)
+        return self._ends[what]
+
+    def serves(self, x: Tensor) -> bool:
+        """If the engine, not autograd, answers for x."""
+        wanted = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.net.parameters()))
+        return not wanted and _obstacle(x) is None
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """net(x, t)."""
+        if not self.serves(x):
+            return self.net(x, t)
+        y = self._evaluate("output", self.outputs, x, t)
+        return y[:, 0] if self._flat else y
+
+    def gradient(self, x: Tensor, t: Tensor) -> Tensor:
+        """The gradient by x of a net with one output, shape of x; never with a graph."""
+        return self._evaluate("gradient", self.dimension, x, t)
+
+    def divergence(self, x: Tensor, t: Tensor, *, potential: bool = False) -> Tensor:
+        """sum_i d net_i / d x_i at (x, t), exact, shape (B,); for a potential the Laplacian.
+
+        Raises ValueError where d > 16 (each dimension costs a forward pass) or the net has not d outputs.
+        """
+        if self.dimension > EXACT_DIVERGENCE:
+            raise bad("dimension", f"at most {EXACT_DIVERGENCE} for an exact divergence", self.dimension)
+        if not potential and self.outputs != self.dimension:
+            raise bad("net", f"{self.dimension} outputs, as x has columns", self.outputs)
+        return self._evaluate("laplacian" if potential else "divergence", 1, x, t)[:, 0]
+
+    def _evaluate(self, what: str, columns: int, x: Tensor, t: Tensor) -> Tensor:
+        if (reason := _obstacle(x)) is not None:
+            raise RuntimeError(f"fused engine: {reason}")
+        if x.ndim != 2 or x.shape[1] != self.dimension:
+            raise bad("x", f"shape (B, {self.dimension})", tuple(x.shape))
+        x = x.detach().contiguous()
+        t = torch.as_tensor(t, dtype=torch.float64).detach().reshape(-1)
+        if len(t) not in (1, len(x)):
+            raise bad("t", f"a number or one for each of the {len(x)} samples", f"{len(t)} numbers")
+        out = x.new_empty(len(x), columns)
+        packed = self.packed(what, self.dimension + columns, x.dtype)
+        if len(t) and bool((t == t[0]).all()):
+            packed.evaluate(x, out, packed.program.biases(t[:1], x.dtype))
+            return out
+        for start in range(0, len(x), PER_SAMPLE):
+            part = slice(start, start + PER_SAMPLE)
+            packed.evaluate(x[part], out[part], packed.program.biases(t[part], x.dtype), per_sample=True)
+        return out
+
+
+def compile(net: nn.Module, dimension: int) -> Fused:
+    """Recognises ``net(x, t)``, x of shape (B, dimension), t of shape (B,) or (B, 1), for the fused engine.
+
+    It must be made of Linear, activations (tanh, softplus, SiLU, GELU in its tanh form, ELU, sine), additions and
+    constant factors; t may come in anywhere, through anything elementwise or Linear. Attributes that forward reads,
+    other than parameters, buffers and the training mode, are read now.
+
+    Raises:
+        Unsupported: (a ValueError) names the layer or operation that stopped it.
+        ValueError: for a dimension below 1.
+        RuntimeError: the native kernels are not built.
+    """
+    integer("dimension", dimension, 1)
+    if (missing := backends.BACKENDS["cpu"].missing()) is not None:
+        raise RuntimeError(f"fused.compile: {missing}")
+    return Fused(net, dimension)
+
+
+def _obstacle(x: Tensor) -> str | None:
+    if (missing := backends.BACKENDS["cpu"].missing()) is not None:
+        return missing
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+        return f"it serves float32 and float64 on the CPU, not {x.dtype} on {x.device}"
+    return None
+
+
+class Packed:
+    """A program with its weights as the kernel wants them."""
+
+    def __init__(self, program: Program, dtype: torch.dtype) -> None:
+        from fpfast.native import Cpu  # which is not there where the kernels are not built
+
+        self.cpu = Cpu()
+        self.program = program
+        self.weights = program.weights(self.cpu.block_rows, dtype)
+
+    def evaluate(self, x: Tensor, out: Tensor, biases: Tensor, per_sample: bool = False) -> None:
+        """out = the program's value at x; ``biases`` has one row, or one for each sample."""
+        code, rows, dimension = self.program.instructions, self.program.rows, x.shape[1]
+        inputs = [(x, 0)]
+        if per_sample:
+            code, inputs = self.program.with_biases_at(rows), [*inputs, (biases, rows)]
+            rows += biases.shape[1]
+        self.cpu.trajectory(
+            inputs=inputs,
+            outputs=[(out, dimension)],
+            program=code,
+            weights=self.weights,
+            biases=biases,
+            actions=torch.tensor([[1, 0, 0, dimension, 0, 0, 0, 0, 0, 0]]),
+            steps=(0, 1),
+            evaluations=torch.zeros(1, 1, dtype=torch.int64),
+            coef=torch.zeros(1, 1, 5, dtype=x.dtype),
+            dimension=dimension,
+            rows=rows,
+        )
+
+    def run(
+        self,
+        slots: list[tuple[Tensor, int]],  # [samples, d] and the first row of each; changed in place
+        actions: Tensor,
+        steps: tuple[int, int],
+        evaluations: Tensor,
+        coef: Tensor,
+        biases: Tensor,
+        dimension: int,
+        key: Key,
+    ) -> None:
+        """Steps of a trajectory; see ``native.Cpu.trajectory``."""
+        self.cpu.trajectory(
+            inputs=slots,
+            outputs=slots,
+            program=self.program.instructions,
+            weights=self.weights,
+            biases=biases,
+            actions=actions,
+            steps=steps,
+            evaluations=evaluations,
+            coef=coef,
+            dimension=dimension,
+            rows=self.program.rows,
+            key=key,
+        )

@@ -1,0 +1,133 @@
+"""The loop for a recognised network: whole runs in the fused engine, in place of the loop over steps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from fpfast import backends
+from fpfast.fused import Fused, Unsupported
+from fpfast.loop import Callback
+from fpfast.reference import Key
+from fpfast.score import Score
+from fpfast.solvers import Table
+
+NOTHING = -1
+WORK = 2e10  # floating-point operations in one native call: so long a progress bar, or Ctrl-C, has to wait
+
+
+def fusible(
+    score: Score, shape: tuple[int, ...], backend: str, device: torch.device, dtype: torch.dtype
+) -> tuple[Fused | None, str | None]:
+    """The network if the fused engine runs it, else why not. ``backend`` is the one that the user asked for."""
+    if backend not in ("auto", "cpu"):
+        return None, f"backend is {backend!r}"
+    if (missing := backends.BACKENDS["cpu"].missing()) is not None:
+        return None, missing
+    if device.type != "cpu":
+        return None, f"the state is on {device}"
+    if score.guidance is not None:
+        return None, "a network with guidance returns a pair"
+    if len(shape) != 2:
+        return None, f"a sample has the shape {shape[1:]}, not (d,)"
+    net = score.net
+    if isinstance(net, Fused):
+        return net, None
+    if not isinstance(net, nn.Module):
+        return None, "net is a function, not a torch.nn.Module"
+    if dtype != torch.float32:
+        return None, f"the state is {dtype} (fused.compile serves it)"
+    if other := {str(p.dtype) for p in net.parameters() if p.dtype != dtype}:
+        return None, f"the network's parameters are {', '.join(sorted(other))}"
+    try:
+        fused = Fused(net, shape[1])
+    except Unsupported as error:
+        return None, str(error)
+    if fused.outputs != (1 if score.predicts == "potential" else shape[1]):
+        return None, f"the network has {fused.outputs} outputs"
+    return fused, None
+
+
+class FusedLoop:
+    """A table made ready for the engine. States and outputs are slots of ``dimension`` rows each."""
+
+    def __init__(
+        self,
+        net: Fused,
+        potential: bool,
+        table: Table,
+        ends: list[float],
+        dtype: torch.dtype,
+        callback: Callback | None,
+        callback_steps: set[int],
+    ) -> None:
+        self.table, self.ends, self.dtype = table, ends, dtype
+        self.callback, self.callback_steps = callback, callback_steps
+        self.steps = len(ends)
+        self.dimension = net.dimension
+        self.slots = _slots(table)
+        self.packed = net.packed("gradient" if potential else "output", len(self.slots) * self.dimension, dtype)
+        self.actions = torch.tensor(_actions(table, {name: k * self.dimension for k, name in enumerate(self.slots)}))
+        self.coef = table.coef.to(dtype)
+        self.bias_rows = torch.where(table.evaluate, table.evaluate.flatten().cumsum(0).view_as(table.evaluate) - 1, -1)
+        self.biases = self.packed.program.biases(table.times[table.evaluate], dtype)
+        self.flops = max(1, self.packed.program.flops) * table.evaluate.sum(1)
+
+    @property
+    def evaluations(self) -> int:
+        return int(self.table.evaluate[: self.steps].sum())
+
+    def __call__(self, x: Tensor, seed: Tensor, first_sample: int, bar: tqdm) -> Tensor:
+        # What a step leaves for the next: the state, and what multistep solvers keep.
+        kept = {"x": x, **{to: torch.zeros_like(x) for stage in self.table.stages for _, to in stage.keep}}
+        ports = [(tensor, self.slots.index(name) * self.dimension) for name, tensor in kept.items()]
+        start = 0
+        for stop in self._stops(len(x)):
+            self.packed.run(ports, self.actions, (start, stop), self.bias_rows, self.coef, self.biases,
+                            self.dimension, Key(seed, first_sample, 0, 0))  # fmt: skip
+            bar.update(stop - start)
+            start = stop
+            wanted = self.callback is not None and stop in self.callback_steps
+            if wanted and self.callback(stop, self.ends[stop - 1], x.clone()):  # type: ignore[misc]
+                self.steps = stop
+                break
+        return x
+
+    def _stops(self, samples: int) -> list[int]:
+        """The steps after which the engine returns: those of the callback, and often enough in between."""
+        share = (self.flops * samples).cumsum(0)
+        parts = (share / WORK).floor()
+        ends = set((parts.diff().nonzero()[:, 0] + 1).tolist()) | {self.steps}
+        if self.callback is not None:
+            ends |= {step for step in self.callback_steps if step < self.steps}
+        return sorted(ends - {0})
+
+
+def _slots(table: Table) -> list[str]:
+    names = ["x"]
+    for stage in table.stages:
+        names += [
+            stage.to,
+            *stage.of,
+            stage.at or "x",
+            stage.output if stage.at else "x",
+            *(to for _, to in stage.keep),
+        ]
+        names += ["spare"] * bool(stage.keep)
+    return list(dict.fromkeys(names))
+
+
+def _actions(table: Table, row: dict[str, int]) -> list[list[int]]:
+    """Each as csrc/kernels.h has it: evaluate, stage, in, out, operands, four of them, stream."""
+    actions = []
+    for number, stage in enumerate(table.stages):
+        if stage.at is not None:
+            actions.append([1, number, row[stage.at], row[stage.output], 0, 0, 0, 0, 0, 0])
+        operands = [row[name] for name in stage.of]
+        # What is kept is the old value, which the result must not overwrite before.
+        to = row["spare"] if stage.keep else row[stage.to]
+        actions.append([0, number, 0, to, len(operands), *operands, *[0] * (4 - len(operands)), stage.stream])
+        copies = [*stage.keep, ("spare", stage.to)] if stage.keep else []
+        actions += [[0, NOTHING, row[source], row[target], 0, 0, 0, 0, 0, 0] for source, target in copies]
+    return actions
