@@ -8,6 +8,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +25,7 @@ from fpfast.traced import Unsupported
 __all__ = ["Fused", "Unsupported", "compile"]
 
 PER_SAMPLE = 1 << 14  # samples at a time where each has a time, and so biases, of its own
+REMEMBERED = 16  # programs and schedules of one network
 EXACT_DIVERGENCE = 16  # largest dimension: the cost is one forward pass for each
 
 
@@ -49,7 +53,7 @@ class Fused:
         self._tensors = self._read()
         self._values = [tensor.detach().clone() for tensor in self._tensors]
         self._ends: dict[str, Value] = {"output": self._end}
-        self._packed: dict[tuple[str, int, torch.dtype], Packed] = {}
+        self._remembered: dict[Any, Any] = {}
 
     def _read(self) -> list[Tensor]:
         return [*self.net.parameters(), *self.net.buffers()]
@@ -66,7 +70,7 @@ class Fused:
         # Values are compared, not version counters: changes by way of .data do not count.
         elif not all(torch.equal(new, old) for new, old in zip(tensors, self._values, strict=True)):
             self._values = [tensor.detach().clone() for tensor in tensors]
-            self._packed.clear()
+            self._remembered.clear()
 
     @property
     def outputs(self) -> int:
@@ -75,11 +79,18 @@ class Fused:
 
     def packed(self, what: str, first_row: int, dtype: torch.dtype) -> Packed:
         """The program for "output", "gradient" (of a potential), or the divergence or Laplacian of these two."""
-        self._refresh()
         key = what, first_row, dtype
-        if key not in self._packed:
-            self._packed[key] = Packed(assemble(self._value(what), self._source, first_row), dtype)
-        return self._packed[key]
+        return self.remembered(key, lambda: Packed(assemble(self._value(what), self._source, first_row), dtype))
+
+    def remembered(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What ``make`` made of the present weights under this key, here or at an earlier call."""
+        self._refresh()
+        if key not in self._remembered:
+            made = make()
+            if len(self._remembered) >= REMEMBERED:
+                self._remembered.clear()
+            self._remembered[key] = made
+        return self._remembered[key]
 
     def _value(self, what: str) -> Value:
         if what not in self._ends:
@@ -174,6 +185,8 @@ class Packed:
         self.cpu = Cpu()
         self.program = program
         self.weights = program.weights(self.cpu.block_rows, dtype)
+        if not bool(self.weights.isfinite().all()):
+            raise bad("net", "finite parameters", "NaN or infinity among them")
 
     def evaluate(self, x: Tensor, out: Tensor, biases: Tensor, per_sample: bool = False) -> None:
         """out = the program's value at x; ``biases`` has one row, or one for each sample."""

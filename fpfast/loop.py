@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from fpfast import ops
 from fpfast.errors import bad
+from fpfast.reference import Key
 from fpfast.score import Score
-from fpfast.solvers import Table
+from fpfast.solvers import Stage, Table
 
 Callback = Callable[[int, float, Tensor], Any]
 
@@ -24,7 +25,7 @@ class Loop:
         self,
         score: Score,
         table: Table,
-        ends: list[float],
+        ends: Sequence[float],
         backend: str,
         device: torch.device,
         dtype: torch.dtype,
@@ -41,24 +42,23 @@ class Loop:
             self.mix = torch.tensor([*weights, 0, 0, 0], dtype=dtype, device=device)
             weights = (1.0,)
         self.weights = weights
-        self.times = table.times.to(device, dtype)
-        self.evaluate = table.evaluate.tolist()
-        self.reads, coef = [], []
+        self.times, self.evaluate = table.times.tolist(), table.evaluate.tolist()
+        numbers = table.coef.tolist()
+        self.reads, rows = [], []
         for i in range(self.steps):
-            reads, rows = zip(*(self._row(i, j) for j in range(len(table.stages))), strict=True)
-            self.reads.append(reads)
-            coef.append(rows)
-        self.coef = torch.tensor(coef, dtype=torch.float64).to(device, dtype)  # [steps, stages, 5], uploaded once
+            parts = [self._row(stage, c) for stage, c in zip(table.stages, numbers[i], strict=True)]
+            self.reads.append([reads for reads, _ in parts])
+            rows += [row for _, row in parts]
+        # Uploaded once, then handed out row by row.
+        self.coef = _rows(torch.tensor(rows, dtype=torch.float64).to(device, dtype), len(table.stages))
 
-    def _row(self, i: int, j: int) -> tuple[tuple[list[tuple[str, int]], bool], list[float]]:
-        """What stage j of step i reads beside its first operand (slot, which output), whether it is noisy, and its row.
+    def _row(self, stage: Stage, c: list[float]) -> tuple[tuple[list[tuple[str, int]], bool], list[float]]:
+        """What a stage reads beside its first operand (slot, which output), whether it is noisy, and its row.
 
         Operands with coefficient zero are not read, whatever they hold.
         """
-        c = self.table.coef[i, j].tolist()
-        _, *others = self.table.stages[j].of
         operands, values = [], [c[0]]
-        for name, value in zip(others, c[1:-1], strict=False):
+        for name, value in zip(stage.of[1:], c[1:-1], strict=False):
             for which, weight in enumerate(self.weights if _is_output(name) else (1.0,)):
                 if value * weight != 0:
                     operands.append((name, which))
@@ -72,30 +72,22 @@ class Loop:
 
     def __call__(self, x: Tensor, seed: Tensor, first_sample: int, bar: tqdm) -> Tensor:
         slots: dict[str, tuple[Tensor, ...]] = {"x": (x,)}
+        states = [x]  # all that this run has made for states; those that no slot holds are free
+        t = x.new_empty(len(x))
         for i in range(self.steps):
             for j, stage in enumerate(self.table.stages):
                 if stage.at is not None and self.evaluate[i][j]:
-                    outputs = self._outputs(slots[stage.at][0], self.times[i, j])
+                    outputs = self._outputs(slots[stage.at][0], t.fill_(self.times[i][j]))
                     _check_new(outputs, [kept for name, kept in slots.items() if name != stage.output])
                     slots[stage.output] = outputs
-                operands, noisy = self.reads[i][j]
-                old = dict(slots)
-                ys = [slots[name][which] for name, which in operands]
+                reads, noisy = self.reads[i][j]
+                operands = [slots[stage.of[0]][0], *(slots[name][which] for name, which in reads)]
                 # In place where nothing else needs the old value.
-                op = ops.combine_ if stage.to == stage.of[0] and not stage.keep else ops.combine
-                slots[stage.to] = (
-                    op(
-                        slots[stage.of[0]][0],
-                        ys,
-                        self.coef[i, j],
-                        seed=seed if noisy else None,
-                        first_sample=first_sample,
-                        stream=stage.stream,
-                        draw=i,
-                        backend=self.backend,
-                    ),
-                )
-                slots.update((to, old[slot]) for slot, to in stage.keep)
+                out = operands[0] if stage.to == stage.of[0] and not stage.keep else _free(states, slots)
+                key = Key(seed, first_sample, stage.stream, i) if noisy else None
+                ops.combine_into(out, operands, self.coef[i][j], key, self.backend)
+                kept = {to: slots[slot] for slot, to in stage.keep}
+                slots.update({stage.to: (out,), **kept})
             bar.update()
             x = slots["x"][0]
             wanted = self.callback is not None and i + 1 in self.callback_steps
@@ -106,7 +98,7 @@ class Loop:
 
     def _outputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         version = None if x.is_inference() else x._version  # inference tensors do not count
-        outputs = self.score.outputs(x, t.repeat(x.shape[0]))
+        outputs = self.score.outputs(x, t)
         if version is not None and x._version != version:
             raise bad("net", "a network that leaves its input as it is", "one that changed x in place")
         # The network may have returned its input, which the next stage is about to overwrite.
@@ -115,6 +107,21 @@ class Loop:
             return outputs
         conditional, unconditional = (y.to(x.dtype) for y in outputs)
         return (ops.combine(conditional, [unconditional], self.mix, backend=self.backend),)
+
+
+def _rows(coef: Tensor, stages: int) -> list[tuple[Tensor, ...]]:
+    rows = coef.unbind()
+    return [rows[k : k + stages] for k in range(0, len(rows), stages)]
+
+
+def _free(states: list[Tensor], slots: dict[str, tuple[Tensor, ...]]) -> Tensor:
+    """A state that no slot holds; a new one where there is none."""
+    held = {id(tensor) for tensors in slots.values() for tensor in tensors}
+    for state in states:
+        if id(state) not in held:
+            return state
+    states.append(torch.empty_like(states[0]))
+    return states[-1]
 
 
 def _check_new(outputs: tuple[Tensor, ...], kept: list[tuple[Tensor, ...]]) -> None:

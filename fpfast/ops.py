@@ -210,6 +210,16 @@ def combine_(
     return x
 
 
+def combine_into(out: Tensor, operands: list[Tensor], coef: Tensor, key: Key | None, backend: str) -> None:
+    """:func:`combine` of ``operands`` into ``out``, which may be the first, for a caller that has checked everything.
+
+    No autograd, no dispatcher: the loop calls it at every stage. ``backend`` is one that serves.
+    """
+    backends.kernels(backend).combine(out, operands, coef, key)
+    if not out.is_inference():
+        torch.autograd.graph.increment_version(out)  # a network may have saved it for a graph of its own
+
+
 def noise(
     kind: str, seed: Tensor, shape: Sequence[int], *, first_sample: int, stream: int, draw: int, backend: str = "auto"
 ) -> Tensor:

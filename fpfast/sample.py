@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, overload
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,8 @@ from fpfast import noise as noises
 from fpfast.errors import bad, integer, key, real, sizes
 from fpfast.loop import Callback, Loop
 from fpfast.score import Score
-from fpfast.solvers import SOLVERS, Plan
+from fpfast.sde import SDES
+from fpfast.solvers import SOLVERS, Plan, Table
 from fpfast.times import grid
 from fpfast.trajectory import FusedLoop, fusible
 
@@ -113,8 +114,8 @@ def sample(
 
     On the CPU a perceptron (see :mod:`fpfast.fused`) is not called: its layers run inside the kernel, all steps in one
     go. backend="reference" calls it. Any other network is called as it is: put it in evaluation mode if it has dropout.
-    Its input x is the run's own state and is overwritten by the next step, so a network must not change it, and must
-    clone what it wants to keep of it.
+    Its inputs x and t are the run's own memory and are overwritten by the next step, so a network must not change them,
+    and must clone what it wants to keep.
 
     Returns:
         Samples at the last time, of the given shape, dtype and device.
@@ -135,9 +136,7 @@ def sample(
     seeds = noises.seed_tensor(seed, shape[0], device)
     if seeds.ndim and first_sample:
         raise bad("first_sample", "0 where every sample has a seed of its own", first_sample)
-    plan = Plan(score, grid(score.sde, times, steps), noise, final == "noise")
-    table = SOLVERS[solver](plan)
-    ends = plan.next.t.tolist()
+    table, ends = _table(score, solver, times, steps, noise, final == "noise")
     chosen = _callback_steps(callback_steps, len(ends))
     net, not_fused = fusible(score, shape, asked, device, dtype)
     run: Loop | FusedLoop
@@ -169,6 +168,36 @@ def sample(
     used = None if seeds.ndim else int(seeds) % 2**64
     seconds = time.perf_counter() - began
     return out, Info(run.evaluations, seconds, backend, nonfinite, used, net is not None, not_fused)
+
+
+def _table(
+    score: Score, solver: str, times: str | Sequence[float] | Tensor | None, steps: int, noise: float, last_noise: bool
+) -> tuple[Table, tuple[float, ...]]:
+    """The solver's table and where its steps end; remembered, as short runs would spend much of their time here."""
+    if isinstance(times, Tensor):
+        times = times.tolist()
+    if times is not None and not isinstance(times, str):
+        times = tuple(times)
+    key = score.sde, score.predicts, solver, times, steps, noise, last_noise
+    # Only the built-in SDEs are certain to be what they were.
+    if type(score.sde) not in SDES.values():
+        return _new_table(score, *key[2:])
+    if key not in _tables:
+        while len(_tables) >= REMEMBERED_TABLES:
+            del _tables[next(iter(_tables))]
+        _tables[key] = _new_table(score, *key[2:])
+    return _tables[key]
+
+
+REMEMBERED_TABLES = 16
+_tables: dict[Any, tuple[Table, tuple[float, ...]]] = {}
+
+
+def _new_table(
+    score: Score, solver: str, times: Any, steps: int, noise: float, last_noise: bool
+) -> tuple[Table, tuple[float, ...]]:
+    plan = Plan(score, grid(score.sde, times, steps), noise, last_noise)
+    return SOLVERS[solver](plan), tuple(plan.next.t.tolist())
 
 
 def _callback_steps(chosen: Sequence[int] | None, steps: int) -> set[int]:

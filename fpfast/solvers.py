@@ -39,7 +39,7 @@ class Stage(NamedTuple):
     keep: tuple[tuple[str, str], ...] = ()  # (slot, slot that receives its old value afterwards)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table:
     """A solver's plan. The rows of ``coef`` are (c0, c1, c2, c3, cz)."""
 

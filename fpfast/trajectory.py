@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -14,7 +16,7 @@ from fpfast.score import Score
 from fpfast.solvers import Table
 
 NOTHING = -1
-WORK = 2e10  # floating-point operations in one native call: so long a progress bar, or Ctrl-C, has to wait
+WORK = 20_000_000_000  # floating-point operations in one native call: so long a progress bar, or Ctrl-C, has to wait
 
 
 def fusible(
@@ -49,42 +51,51 @@ def fusible(
     return fused, None
 
 
+class Schedule:
+    """A table as the engine wants it. States and outputs are slots of ``dimension`` rows each."""
+
+    def __init__(self, net: Fused, what: str, table: Table, dtype: torch.dtype) -> None:
+        d = net.dimension
+        rows = {name: k * d for k, name in enumerate(_slots(table))}
+        self.packed = net.packed(what, len(rows) * d, dtype)
+        self.actions = torch.tensor(_actions(table, rows))
+        self.coef = table.coef.to(dtype)
+        self.bias_rows = torch.where(table.evaluate, table.evaluate.flatten().cumsum(0).view_as(table.evaluate) - 1, -1)
+        self.biases = self.packed.program.biases(table.times[table.evaluate], dtype)
+        self.flops = max(1, self.packed.program.flops) * table.evaluate.sum(1)
+        # What a step leaves for the next: the state, and what multistep solvers keep.
+        self.kept = {name: rows[name] for name in ("x", *(to for stage in table.stages for _, to in stage.keep))}
+
+
 class FusedLoop:
-    """A table made ready for the engine. States and outputs are slots of ``dimension`` rows each."""
+    """A table made ready for the engine."""
 
     def __init__(
         self,
         net: Fused,
         potential: bool,
         table: Table,
-        ends: list[float],
+        ends: Sequence[float],
         dtype: torch.dtype,
         callback: Callback | None,
         callback_steps: set[int],
     ) -> None:
-        self.table, self.ends, self.dtype = table, ends, dtype
+        self.table, self.ends = table, ends
         self.callback, self.callback_steps = callback, callback_steps
-        self.steps = len(ends)
-        self.dimension = net.dimension
-        self.slots = _slots(table)
-        self.packed = net.packed("gradient" if potential else "output", len(self.slots) * self.dimension, dtype)
-        self.actions = torch.tensor(_actions(table, {name: k * self.dimension for k, name in enumerate(self.slots)}))
-        self.coef = table.coef.to(dtype)
-        self.bias_rows = torch.where(table.evaluate, table.evaluate.flatten().cumsum(0).view_as(table.evaluate) - 1, -1)
-        self.biases = self.packed.program.biases(table.times[table.evaluate], dtype)
-        self.flops = max(1, self.packed.program.flops) * table.evaluate.sum(1)
+        self.steps, self.dimension = len(ends), net.dimension
+        what = "gradient" if potential else "output"
+        self.schedule = net.remembered((what, table, dtype), lambda: Schedule(net, what, table, dtype))
 
     @property
     def evaluations(self) -> int:
         return int(self.table.evaluate[: self.steps].sum())
 
     def __call__(self, x: Tensor, seed: Tensor, first_sample: int, bar: tqdm) -> Tensor:
-        # What a step leaves for the next: the state, and what multistep solvers keep.
-        kept = {"x": x, **{to: torch.zeros_like(x) for stage in self.table.stages for _, to in stage.keep}}
-        ports = [(tensor, self.slots.index(name) * self.dimension) for name, tensor in kept.items()]
+        plan = self.schedule
+        slots = [(x if name == "x" else torch.zeros_like(x), row) for name, row in plan.kept.items()]
         start = 0
         for stop in self._stops(len(x)):
-            self.packed.run(ports, self.actions, (start, stop), self.bias_rows, self.coef, self.biases,
+            plan.packed.run(slots, plan.actions, (start, stop), plan.bias_rows, plan.coef, plan.biases,
                             self.dimension, Key(seed, first_sample, 0, 0))  # fmt: skip
             bar.update(stop - start)
             start = stop
@@ -96,9 +107,10 @@ class FusedLoop:
 
     def _stops(self, samples: int) -> list[int]:
         """The steps after which the engine returns: those of the callback, and often enough in between."""
-        share = (self.flops * samples).cumsum(0)
-        parts = (share / WORK).floor()
-        ends = set((parts.diff().nonzero()[:, 0] + 1).tolist()) | {self.steps}
+        work = (self.schedule.flops * samples).cumsum(0)
+        ends = {self.steps}
+        if work[-1] > WORK:
+            ends |= set(((work // WORK).diff().nonzero()[:, 0] + 1).tolist())
         if self.callback is not None:
             ends |= {step for step in self.callback_steps if step < self.steps}
         return sorted(ends - {0})

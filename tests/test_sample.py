@@ -190,3 +190,17 @@ def test_progress_bar_goes_to_stderr(capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "12/12" in captured.err
+
+
+@pytest.mark.parametrize("solver", fpfast.solvers.SOLVERS)
+def test_loop_reuses_its_memory(solver):
+    """Of states and times, whatever the number of steps: the network sees the same few addresses."""
+    seen_x, seen_t = set(), set()
+
+    def net(x, t):
+        seen_x.add(x.data_ptr()), seen_t.add(t.data_ptr())
+        return -x
+
+    fpfast.sample(fpfast.Score(net, fpfast.VP()), (100, 3), solver=solver, steps=20, seed=0)
+    assert len(seen_x) <= 4
+    assert len(seen_t) == 1
