@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -125,12 +126,43 @@ int set_ports(Port (&ports)[max_ports], const std::vector<PortSpec>& specs, int6
   return count;
 }
 
+// Rows that instructions read and write, checked once for each call: a wrong program must not touch foreign memory.
+void check_program(const Trajectory& run, int64_t weight_count) {
+  int64_t input = 0, output = 0;
+  const auto fits = [&](int64_t row, int64_t rows) {
+    if (row == input_rows) input = std::max(input, rows);
+    if (row == output_rows) output = std::max(output, rows);
+    require(row < 0 ? row >= output_rows : row <= run.rows - rows, "program: a value is outside the workspace");
+  };
+  for (int64_t n = 0; n < run.instructions; ++n) {
+    const Instruction& i = run.program[n];
+    require(i.rows >= 0 && i.columns >= 0, "program: a size is negative");
+    for (const int64_t row : {i.out, i.first, i.second, i.other}) fits(row, i.rows);
+    fits(i.in, i.op == Op::linear ? i.columns : i.rows);
+    const int64_t used = i.op == Op::linear                      ? i.rows * i.columns
+                         : i.op == Op::activate                  ? 1
+                         : i.op == Op::scale || i.op == Op::fill ? i.rows
+                                                                 : 0;
+    require(i.weights >= 0 && i.weights <= weight_count - used, "program: weights are outside their buffer");
+    require(i.bias == nothing || (i.bias >= 0 && i.bias <= run.bias_width - i.rows),
+            "program: a bias is outside its row");
+  }
+  for (int64_t n = 0; n < run.count; ++n) {
+    const Action& a = run.actions[n];
+    require(a.operands >= 0 && a.operands <= max_operands && a.stage < run.stages, "actions: a number is out of range");
+    const int64_t in = a.evaluate ? input : run.dimension, out = a.evaluate ? output : run.dimension;
+    require(a.in >= 0 && a.in <= run.rows - in && a.out >= 0 && a.out <= run.rows - out, "actions: a slot is outside");
+    for (int64_t k = 0; k < a.operands; ++k)
+      require(a.operand[k] >= 0 && a.operand[k] <= run.rows - run.dimension, "actions: an operand is outside");
+  }
+}
+
 void cpu_trajectory(const std::string& level, bool float64, const std::vector<PortSpec>& inputs,
                     const std::vector<PortSpec>& outputs, uintptr_t program, int64_t instructions, uintptr_t weights,
-                    uintptr_t biases, int64_t bias_width, uintptr_t actions, int64_t count, int64_t first_step,
-                    int64_t last_step, int64_t stages, uintptr_t evaluations, uintptr_t coef, int64_t dimension,
-                    int64_t rows, uintptr_t seeds, bool seeds_per_sample, int64_t first_sample, int64_t samples,
-                    int64_t tile, int threads) {
+                    int64_t weight_count, uintptr_t biases, int64_t bias_width, uintptr_t actions, int64_t count,
+                    int64_t first_step, int64_t last_step, int64_t stages, uintptr_t evaluations, uintptr_t coef,
+                    int64_t dimension, int64_t rows, uintptr_t seeds, bool seeds_per_sample, int64_t first_sample,
+                    int64_t samples, int64_t tile, int threads) {
   check_sizes(samples, dimension, first_sample, 0);
   require(rows >= 1 && rows <= (int64_t(1) << 32), "rows: expected 1 to 2^32");
   require(tile >= 0 && tile <= 3, "tile: expected 0 to 3 vectors");
@@ -148,6 +180,7 @@ void cpu_trajectory(const std::string& level, bool float64, const std::vector<Po
   run.dimension = dimension, run.rows = rows;
   run.noise = make_noise(seeds, seeds_per_sample, first_sample, 0, 0);
   run.samples = samples, run.tile = tile;
+  check_program(run, weight_count);
   const CpuKernels& kernels = kernels_of(level);
   py::gil_scoped_release release;
   kernels.trajectory(run, threads < 1 ? 1 : threads);

@@ -66,6 +66,7 @@ def cpu_trajectory(
     program: int,
     instructions: int,
     weights: int,
+    weight_count: int,
     biases: int,
     bias_width: int,
     actions: int,

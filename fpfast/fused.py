@@ -18,7 +18,7 @@ from fpfast import backends
 from fpfast.assemble import Program, assemble
 from fpfast.errors import bad, integer
 from fpfast.program import Value, divergence, gradient
-from fpfast.recognise import recognise
+from fpfast.recognise import check_modules, recognise
 from fpfast.reference import Key
 from fpfast.traced import Unsupported
 
@@ -26,6 +26,7 @@ __all__ = ["Fused", "Unsupported", "compile"]
 
 PER_SAMPLE = 1 << 14  # samples at a time where each has a time, and so biases, of its own
 REMEMBERED = 16  # programs and schedules of one network
+TRUST = 1e-3  # of the largest output: float32's own error is far below, that of a misread forward far above
 EXACT_DIVERGENCE = 16  # largest dimension: the cost is one forward pass for each
 
 
@@ -41,36 +42,58 @@ class Fused:
         time_column: the module takes t of shape (B, 1).
     """
 
-    def __init__(self, net: nn.Module, dimension: int) -> None:
+    def __init__(self, net: nn.Module, dimension: int, level: str | None = None) -> None:
         self.net = net
         self.dimension = dimension
+        self.level = level  # of the instruction set; None: the best here
         self.time_column = bool(getattr(net, "time_column", False))
         self._recognise()
 
     def _recognise(self) -> None:
         self._end, self._source, self._flat = recognise(self.net, self.dimension, self.time_column)
-        self._mode = self._modules()
+        self._modules = self._mode()
         self._tensors = self._read()
         self._values = [tensor.detach().clone() for tensor in self._tensors]
         self._ends: dict[str, Value] = {"output": self._end}
         self._remembered: dict[Any, Any] = {}
+        self._compare("output")
 
     def _read(self) -> list[Tensor]:
         return [*self.net.parameters(), *self.net.buffers()]
 
-    def _modules(self) -> list[tuple[int, bool]]:
-        return [(id(module), module.training) for module in self.net.modules()]
+    def _mode(self) -> list[tuple[nn.Module, bool]]:
+        return [(module, module.training) for module in self.net.modules()]
 
-    def _refresh(self) -> None:
-        """Follows changes of the module: of its structure by recognising it again, of its values by packing again."""
-        tensors = self._read()
-        same = len(tensors) == len(self._tensors) and all(a is b for a, b in zip(tensors, self._tensors, strict=True))
-        if not same or self._mode != self._modules():
+    def refresh(self) -> None:
+        """Recognises the module again where its parts, their mode or their values have changed.
+
+        Values are compared, not version counters: changes by way of ``.data`` do not count there. Raises Unsupported
+        where the module is no longer one that the engine runs.
+        """
+        check_modules(self.net)
+        tensors, modules = self._read(), self._mode()
+        same = len(tensors) == len(self._tensors) and len(modules) == len(self._modules)
+        same = same and all(a is b and p == q for (a, p), (b, q) in zip(modules, self._modules, strict=True))
+        if not (same and all(map(_unchanged, tensors, self._tensors, self._values))):
             self._recognise()
-        # Values are compared, not version counters: changes by way of .data do not count.
-        elif not all(torch.equal(new, old) for new, old in zip(tensors, self._values, strict=True)):
-            self._values = [tensor.detach().clone() for tensor in tensors]
-            self._remembered.clear()
+
+    def _compare(self, what: str) -> None:
+        """Runs module and program on a few points: the last guard against a forward that a trace does not see through.
+
+        Such as one that asks for types, which are others while it is traced.
+        """
+        some = torch.Generator().manual_seed(0)
+        dtype = next((p.dtype for p in self._tensors if p.is_floating_point()), torch.float32)
+        x, t = (torch.randn(3, n, generator=some).to(dtype) for n in (self.dimension, 1))
+        t = t.abs() if self.time_column else t[:, 0].abs()
+        got = self._evaluate(what, self._value(what).rows, x, t)
+        try:
+            want = _autograd(self.net, x, t) if what == "gradient" else self.net(x, t).detach()
+        except Exception as error:
+            raise Unsupported(f"net cannot be called on {tuple(x.shape)}: {str(error).splitlines()[0]}") from error
+        scale = float(want.abs().nan_to_num(0, 0).amax()) if want.numel() else 0.0
+        if not torch.allclose(got, want.reshape(got.shape), rtol=0, atol=TRUST * scale + 1e-30, equal_nan=True):
+            raise Unsupported(f"net: its {what} is not what its trace says: {got[0].tolist()}, not {want[0].tolist()}")
 
     @property
     def outputs(self) -> int:
@@ -80,11 +103,12 @@ class Fused:
     def packed(self, what: str, first_row: int, dtype: torch.dtype) -> Packed:
         """The program for "output", "gradient" (of a potential), or the divergence or Laplacian of these two."""
         key = what, first_row, dtype
-        return self.remembered(key, lambda: Packed(assemble(self._value(what), self._source, first_row), dtype))
+        return self.remembered(
+            key, lambda: Packed(assemble(self._value(what), self._source, first_row), dtype, self.level)
+        )
 
     def remembered(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What ``make`` made of the present weights under this key, here or at an earlier call."""
-        self._refresh()
         if key not in self._remembered:
             made = make()
             if len(self._remembered) >= REMEMBERED:
@@ -98,25 +122,28 @@ class Fused:
                 if self.outputs != 1:
                     raise bad("net", "a potential with one output", self.outputs)
                 self._ends[what] = gradient(self._end, self._source)
+                self._compare(what)
             else:
                 of = {"divergence": "output", "laplacian": "gradient"}[what]
                 self._ends[what] = divergence(self._value(of), self._source)
         return self._ends[what]
 
-    def serves(self, x: Tensor) -> bool:
-        """If the engine, not autograd, answers for x."""
-        wanted = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.net.parameters()))
-        return not wanted and _obstacle(x) is None
+    def serves(self, x: Tensor, t: Tensor) -> bool:
+        """If the engine, not autograd, answers for x and t."""
+        asked = torch.is_grad_enabled() and any(v.requires_grad for v in (x, t, *self.net.parameters()))
+        return not asked and _obstacle(x) is None
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """net(x, t)."""
-        if not self.serves(x):
+        if not self.serves(x, t):
             return self.net(x, t)
+        self.refresh()
         y = self._evaluate("output", self.outputs, x, t)
         return y[:, 0] if self._flat else y
 
     def gradient(self, x: Tensor, t: Tensor) -> Tensor:
         """The gradient by x of a net with one output, shape of x; never with a graph."""
+        self.refresh()
         return self._evaluate("gradient", self.dimension, x, t)
 
     def divergence(self, x: Tensor, t: Tensor, *, potential: bool = False) -> Tensor:
@@ -124,6 +151,7 @@ class Fused:
 
         Raises ValueError where d > 16 (each dimension costs a forward pass) or the net has not d outputs.
         """
+        self.refresh()
         if self.dimension > EXACT_DIVERGENCE:
             raise bad("dimension", f"at most {EXACT_DIVERGENCE} for an exact divergence", self.dimension)
         if not potential and self.outputs != self.dimension:
@@ -168,6 +196,17 @@ def compile(net: nn.Module, dimension: int) -> Fused:
     return Fused(net, dimension)
 
 
+def _unchanged(tensor: Tensor, known: Tensor, value: Tensor) -> bool:
+    alike = tensor is known and tensor.shape == value.shape and tensor.dtype == value.dtype
+    return alike and bool(torch.equal(tensor, value))
+
+
+def _autograd(net: nn.Module, x: Tensor, t: Tensor) -> Tensor:
+    with torch.inference_mode(False), torch.enable_grad():
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(net(x, t.clone()).sum(), x)[0]
+
+
 def _obstacle(x: Tensor) -> str | None:
     if (missing := backends.BACKENDS["cpu"].missing()) is not None:
         return missing
@@ -179,10 +218,10 @@ def _obstacle(x: Tensor) -> str | None:
 class Packed:
     """A program with its weights as the kernel wants them."""
 
-    def __init__(self, program: Program, dtype: torch.dtype) -> None:
+    def __init__(self, program: Program, dtype: torch.dtype, level: str | None) -> None:
         from fpfast.native import Cpu  # which is not there where the kernels are not built
 
-        self.cpu = Cpu()
+        self.cpu = Cpu(level)
         self.program = program
         self.weights = program.weights(self.cpu.block_rows, dtype)
         if not bool(self.weights.isfinite().all()):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fpfast.program import Activate, Add, Linear, Scale, Value
-from fpfast.shapes import SHAPES
+from fpfast.shapes import SHAPES, SameDtype
 from fpfast.traced import Joined, OfTime, State, Unsupported, of_time, state_value
 
 
@@ -38,24 +38,27 @@ def _matrix(weight: Tensor, columns: slice) -> Callable[[], Tensor]:
 
 
 def _linear(x: Any, weight: Any, bias: Any = None) -> State | OfTime:
-    weight, bias = (None if p is None else OfTime.of(p).tensor for p in (weight, bias))
-    if weight is None or weight.ndim != 2:
-        raise Unsupported("its weight is not a parameter")
-    if weight.dtype not in (torch.float32, torch.float64) or (bias is not None and bias.dtype != weight.dtype):
-        raise Unsupported(f"its parameters are {weight.dtype}, not float32")
+    weight = OfTime.of(weight).tensor
+    bias = None if bias is None else OfTime.of(bias)
+    if weight is None or weight.ndim != 2 or (bias is not None and bias.batched):
+        raise Unsupported("its weight or bias is not a parameter")
+    dtypes = {p.dtype for p in (weight, bias.tensor if bias else None) if p is not None}
+    if dtypes not in ({torch.float32}, {torch.float64}):
+        raise Unsupported(f"its parameters are {', '.join(map(str, dtypes))}, not float32")
     out = len(weight)
     if isinstance(x, OfTime):
         if not x.batched or x.tail != (weight.shape[1],):
             raise Unsupported(f"it takes {weight.shape[1]} columns and gets a shape {x.tail}")
-        return OfTime((out,), lambda t: functional.linear(x.compute(t), *_doubled(weight, bias)))
+        product = OfTime((out,), _through(_matrix(weight, slice(None)), x))
+        return product if bias is None else of_time(torch.add, product, bias)
     parts = x.parts if isinstance(x, Joined) else (State(state_value(x)),)
     widths = [part.value.rows if isinstance(part, State) else part.tail[0] for part in parts]
     if sum(widths) != weight.shape[1]:
         raise Unsupported(f"it takes {weight.shape[1]} columns and gets {sum(widths)}")
     of_x: list[tuple[Value, Callable[[], Tensor]]] = []
-    of_time: list[Callable[[Tensor], Tensor]] = []
+    biases: list[Callable[[Tensor], Tensor]] = []
     if bias is not None:
-        of_time.append(_bias(OfTime.of(bias), out))
+        biases.append(_bias(bias, out))
     start = 0
     for part, width in zip(parts, widths, strict=True):
         matrix = _matrix(weight, slice(start, start + width))
@@ -63,19 +66,15 @@ def _linear(x: Any, weight: Any, bias: Any = None) -> State | OfTime:
         if isinstance(part, State):
             of_x.append((part.value, matrix))
         else:
-            of_time.append(_through(matrix, part))
+            biases.append(_through(matrix, part))
     if not of_x:
         raise Unsupported("its input does not depend on x")
-    total = None if not of_time else lambda t: torch.stack([term(t) for term in of_time]).sum(0)
+    total = None if not biases else lambda t: torch.stack([term(t) for term in biases]).sum(0)
     value = None
     for source, matrix in of_x:  # the bias goes with the first, the others are added to it
         value = Linear(out, source, matrix, total if value is None else None, value)
     assert value is not None
     return State(value)
-
-
-def _doubled(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    return weight.detach().to(torch.float64), None if bias is None else bias.detach().to(torch.float64)
 
 
 def _through(matrix: Callable[[], Tensor], part: OfTime) -> Callable[[Tensor], Tensor]:
@@ -111,10 +110,8 @@ def _silu(x: Any, inplace: bool = False) -> State | OfTime:
 
 
 def _softplus(x: Any, beta: float = 1.0, threshold: float = 20.0) -> State | OfTime:
-    if threshold < 20 or not 0 < beta < float("inf"):
-        raise Unsupported(
-            f"beta = {beta}, threshold = {threshold}: expected a positive beta and a threshold of 20 or more"
-        )
+    if threshold < 20 or not 0 < beta <= 1e6:
+        raise Unsupported(f"beta = {beta}, threshold = {threshold}: expected 0 < beta <= 10^6, and 20 or more")
     return _activated("softplus", lambda y: functional.softplus(y, beta, threshold), x, beta)
 
 
@@ -176,7 +173,10 @@ def _same(x: Any, *_: Any, **__: Any) -> Any:
 
 def _to(x: Any, *args: Any, **kwargs: Any) -> Any:
     for target in (*args, *kwargs.values()):
-        if not (isinstance(target, State | OfTime | bool) or target in (torch.float32, "cpu", torch.device("cpu"))):
+        if not (
+            isinstance(target, State | OfTime | bool | SameDtype)
+            or target in (torch.float32, "cpu", torch.device("cpu"))
+        ):
             raise Unsupported(f"it converts to {target}")
     return x
 

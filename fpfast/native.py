@@ -85,6 +85,7 @@ class Cpu:
             program.data_ptr(),
             len(program),
             weights.data_ptr(),
+            len(weights),
             biases.data_ptr(),
             biases.shape[1],
             actions.data_ptr(),

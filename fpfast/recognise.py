@@ -7,10 +7,13 @@ what depends on t alone may be more, since torch computes it, once for each eval
 
 from __future__ import annotations
 
+import copy
 import inspect
 import operator
+import random
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, fx, nn
 
@@ -20,6 +23,8 @@ from fpfast.program import Input, Value
 from fpfast.traced import OfTime, State, Unsupported
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+CONTAINERS = (nn.ParameterList, nn.ParameterDict)  # never called, though they have a __call__ of their own
+UNUSED = {*FUNCTIONS, "eq", "_assert"}  # calls that may stand in a forward without use: they change nothing
 
 
 def recognise(net: nn.Module, dimension: int, time_column: bool) -> tuple[Value, Input, bool]:
@@ -29,15 +34,16 @@ def recognise(net: nn.Module, dimension: int, time_column: bool) -> tuple[Value,
 
     Raises :class:`Unsupported`.
     """
-    _check_modules(net)
+    check_modules(net)
     source = Input(dimension)
     time = OfTime((1,), lambda t: t[:, None]) if time_column else OfTime((), lambda t: t)
-    end = _read(net, _trace(net), [State(source), time])
+    graph, constants = _trace(net)
+    end = _read(net, graph, constants, [State(source), time])
     return end.value, source, end.flat
 
 
-def _check_modules(net: nn.Module) -> None:
-    """What a trace would not show."""
+def check_modules(net: nn.Module) -> None:
+    """Refuses what a trace would not show."""
     if not isinstance(net, nn.Module):
         raise Unsupported(f"net is a {type(net).__name__}, not a torch.nn.Module")
     for name, module in net.named_modules():
@@ -46,68 +52,139 @@ def _check_modules(net: nn.Module) -> None:
             raise Unsupported(f"{where} has hooks")
         if isinstance(module, torch.jit.ScriptModule):
             raise Unsupported(f"{where} is a TorchScript module")
-        if "forward" in vars(module) or type(module).__call__ is not nn.Module.__call__:
+        own_call = type(module).__call__ is not nn.Module.__call__ and type(module) not in CONTAINERS
+        if "forward" in vars(module) or own_call:
             raise Unsupported(f"{where} has a forward or __call__ put in place of its class's")
     if nn.modules.module._has_any_global_hook():
         raise Unsupported("torch.nn.modules.module has global hooks")
 
 
-def _trace(net: nn.Module) -> fx.Graph:
+class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True  # else their values would be read once, at the trace
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modes = self._modes()
+
+    @staticmethod
+    def _modes() -> tuple[bool, bool]:
+        return torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if self._modes() != self.modes:
+            raise Unsupported("net: its forward switches gradients or autocast")
+        return super().create_node(*args, **kwargs)
+
+
+def _trace(net: nn.Module) -> tuple[fx.Graph, dict[str, Tensor]]:
+    """The graph, and the constants that tracing made of tensors without a name."""
     signature = list(inspect.signature(type(net).forward).parameters.values())[1:]
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     if len(signature) < 2 or any(p.kind in variable for p in signature):
         raise Unsupported("net: its forward does not take (x, t)")
     if missing := [p.name for p in signature[2:] if p.default is inspect.Parameter.empty]:
         raise Unsupported(f"net: its forward needs more than (x, t): {missing}")
-    before = [(module, dict(vars(module))) for module in net.modules()]
-    random = torch.get_rng_state()
-    changed: list[str] = []
+    before = [(module, _snapshot(module)) for module in net.modules()]
+    random_states = _random_states()
+    changed: set[str] = set()
+    constants: dict[str, Tensor] = {}
     try:
-        graph = fx.Tracer().trace(net, concrete_args={p.name: p.default for p in signature[2:]})
+        graph = _Tracer().trace(net, concrete_args={p.name: p.default for p in signature[2:]})
+    except Unsupported:
+        raise
     except Exception as error:  # whatever the user's forward does with something that is no tensor
         raise Unsupported(
             f"net: its forward cannot be traced: {(str(error) or repr(error)).splitlines()[0]}"
         ) from error
     finally:
+        constants.update({name: value for name, value in vars(net).items() if name.startswith("_tensor_constant")})
         for module, old in before:
-            changed += _restore(module, old)
-        drawn = not torch.equal(random, torch.get_rng_state())
-        torch.set_rng_state(random)
-    if changed:
+            changed |= _restore(module, old)
+        drawn = _random_states() != random_states
+        torch.set_rng_state(torch.tensor(list(random_states[0]), dtype=torch.uint8))
+        random.setstate(random_states[1])
+    if changed := changed - set(constants):
         raise Unsupported(f"net: its forward sets attributes: {sorted(changed)}")
     if drawn:
         raise Unsupported("net: its forward draws random numbers")
-    return graph
+    return graph, constants
 
 
-def _restore(module: nn.Module, old: dict[str, Any]) -> list[str]:
+def _random_states() -> tuple[bytes, Any, Any]:
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), str(numpy.random.get_state())
+
+
+def _snapshot(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """Each attribute with a copy of what it holds, if it is a container."""
+    return {name: (value, copy.copy(value) if isinstance(value, list | dict | set) else None)
+            for name, value in vars(module).items()}  # fmt: skip
+
+
+def _restore(module: nn.Module, old: dict[str, tuple[Any, Any]]) -> set[str]:
     """Puts a module's attributes back, and says which had changed."""
     now = vars(module)
-    changed = [name for name in {**old, **now} if name not in old or name not in now or old[name] is not now[name]]
-    now.clear()
-    now.update(old)
+    changed = {name for name in {**old, **now} if name not in old or name not in now or old[name][0] is not now[name]}
+    for name, (value, held) in old.items():
+        if held is None or _same_items(value, held):
+            continue
+        changed.add(name)
+        value.clear()
+        value.extend(held) if isinstance(value, list) else value.update(held)
+    for name in changed:
+        if name in old:
+            now[name] = old[name][0]
+        else:
+            del now[name]
     return changed
 
 
-def _read(net: nn.Module, graph: fx.Graph, inputs: list[Any]) -> State:
+def _same_items(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(a[key] is b[key] for key in a)
+    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
+
+
+def _read(net: nn.Module, graph: fx.Graph, constants: dict[str, Tensor], inputs: list[Any]) -> State:
     """Walks over the graph and keeps what each node stands for."""
     modules = dict(net.named_modules())
+    needed = _needed(graph)
     known: dict[fx.Node, Any] = {}
     for node in graph.nodes:
         if node.op == "placeholder":
             known[node] = inputs.pop(0) if inputs else None
         elif node.op == "get_attr":
-            known[node] = _attribute(operator.attrgetter(str(node.target))(net))
+            name = str(node.target)
+            known[node] = _attribute(constants[name] if name in constants else operator.attrgetter(name)(net))
         elif node.op == "output":
             result = fx.node.map_arg(node.args[0], known.__getitem__)
             if not isinstance(result, State):
                 raise Unsupported("net: its output is not one tensor that depends on x")
             return result
-        elif node.users:  # what nobody uses may be anything
+        elif node in needed:
             args = fx.node.map_arg(node.args, known.__getitem__)
             kwargs = fx.node.map_arg(node.kwargs, known.__getitem__)
             known[node] = _call(node, modules, list(args), dict(kwargs))
+        elif node.op != "call_module" and _name(node) not in UNUSED:
+            raise Unsupported(f"operation {_name(node)!r} is not one that the fused engine knows")
+        elif any(node.kwargs.get(name) for name in ("inplace", "out")):
+            raise Unsupported(f"operation {_name(node)!r}: it works in place")
     raise Unsupported("net: its forward returns nothing")
+
+
+def _needed(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that the output is computed from."""
+    needed: set[fx.Node] = set()
+    stack = [node for node in graph.nodes if node.op == "output"]
+    while stack:
+        node = stack.pop()
+        if node not in needed:
+            needed.add(node)
+            stack.extend(node.all_input_nodes)
+    return needed
+
+
+def _name(node: fx.Node) -> str:
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 
 def _attribute(value: Any) -> Any:
@@ -119,15 +196,21 @@ def _call(node: fx.Node, modules: dict[str, nn.Module], args: list[Any], kwargs:
         module = modules[str(node.target)]
         where, handler, args = f"{node.target} ({type(module).__name__})", LAYERS.get(type(module)), [module, *args]
     else:
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-        where, handler = f"operation {name!r}", FUNCTIONS.get(name) if _well_known(node.target) else None
+        handler = FUNCTIONS.get(_name(node)) if _well_known(node.target) else None
+        where = f"operation {_name(node)!r}"
     if handler is None:
         raise Unsupported(f"{where} is not one that the fused engine knows")
     try:
         return handler(*args, **kwargs)
     except Unsupported as error:
         raise Unsupported(f"{where}: {error}") from error
-    except (TypeError, AttributeError, ValueError, IndexError) as error:  # arguments that the handler does not know
+    except (
+        TypeError,
+        AttributeError,
+        ValueError,
+        IndexError,
+        RuntimeError,
+    ) as error:  # arguments that the handler does not know
         raise Unsupported(f"{where} is called in a way that the fused engine does not know: {error}") from error
 
 

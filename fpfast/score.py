@@ -122,7 +122,7 @@ class Score:
         Raises ValueError when an output has another shape or dtype than the state's (or 16 bits), TypeError when it is
         no tensor.
         """
-        if isinstance(self.net, Fused) and self.guidance is None and self.net.serves(x):
+        if isinstance(self.net, Fused) and self.guidance is None and self.net.serves(x, t):
             return (self.net.gradient(x, t) if self.predicts == "potential" else _checked(self.net(x, t), x),)
         if self.predicts == "potential":
             return (self._gradient(x, t).contiguous(),)

@@ -30,7 +30,13 @@ class _Samples:
     """The number of samples, as a shape's first entry."""
 
 
+class SameDtype:
+    """The dtype of the state."""
+
+
 def _shape(x: Any, name: str) -> Any:
+    if name == "dtype" and isinstance(x, State | OfTime):
+        return SameDtype()
     if name != "shape" or not isinstance(x, State | OfTime):
         raise Unsupported(f"attribute {name!r} is not one that the fused engine knows")
     if isinstance(x, State):
@@ -74,6 +80,17 @@ def _reshape(x: Any, *shape: Any) -> Any:
     raise Unsupported(f"shape {shape} is not one that the fused engine knows")
 
 
+def _expand(x: Any, *shape: Any) -> Any:
+    """To the shape that it has."""
+    own = _shape(x, "shape")
+    shape = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
+    same = [type(want) is _Samples if type(have) is _Samples else want in (-1, have)
+            for want, have in zip(shape, own, strict=False)]  # fmt: skip
+    if len(shape) != len(own) or not all(same):
+        raise Unsupported(f"it expands shape {own} to {shape}")
+    return x
+
+
 def _unsqueeze(x: Any, dim: int) -> Any:
     if isinstance(x, OfTime) and not x.batched:
         return OfTime(tuple(torch.empty(x.tail).unsqueeze(dim).shape), lambda t: x.compute(t).unsqueeze(dim), False)
@@ -113,6 +130,7 @@ SHAPES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("cat", "concat"), _cat),
     **dict.fromkeys(("reshape", "view"), _reshape),
     "unsqueeze": _unsqueeze,
+    "expand": _expand,
     "squeeze": _squeeze,
     "flatten": _flatten,
     "getattr": _shape,

@@ -38,9 +38,9 @@ class OfTime:
         """A parameter, a number, or one of these already."""
         if isinstance(value, OfTime):
             return value
-        if isinstance(value, State | Joined) or value is None:
+        if not isinstance(value, Tensor | int | float):
             raise Unsupported("it mixes values that depend on x in a way that the fused engine does not know")
-        tensor = torch.as_tensor(value)
+        tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
         if tensor.device.type != "cpu":
             raise Unsupported(f"a parameter is on {tensor.device}, not on the CPU")
         return OfTime(tuple(tensor.shape), lambda t: tensor.detach().to(torch.float64), batched=False, tensor=tensor)

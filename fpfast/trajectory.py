@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fpfast import backends
+from fpfast.errors import bad
 from fpfast.fused import Fused, Unsupported
 from fpfast.loop import Callback
 from fpfast.reference import Key
@@ -34,19 +35,25 @@ def fusible(
     if len(shape) != 2:
         return None, f"a sample has the shape {shape[1:]}, not (d,)"
     net = score.net
+    outputs = 1 if score.predicts == "potential" else shape[1]
     if isinstance(net, Fused):
+        net.refresh()
+        if (net.dimension, net.outputs) != (shape[1], outputs):
+            want = f"a network compiled for dimension {shape[1]}, with {outputs} outputs"
+            raise bad("score", want, f"dimension {net.dimension}, {net.outputs} outputs")
         return net, None
     if not isinstance(net, nn.Module):
         return None, "net is a function, not a torch.nn.Module"
     if dtype != torch.float32:
         return None, f"the state is {dtype} (fused.compile serves it)"
-    if other := {str(p.dtype) for p in net.parameters() if p.dtype != dtype}:
+    held = [tensor.dtype for tensor in (*net.parameters(), *net.buffers()) if tensor.is_floating_point()]
+    if other := {str(one) for one in held if one != dtype}:
         return None, f"the network's parameters are {', '.join(sorted(other))}"
     try:
         fused = Fused(net, shape[1])
     except Unsupported as error:
         return None, str(error)
-    if fused.outputs != (1 if score.predicts == "potential" else shape[1]):
+    if fused.outputs != outputs:
         return None, f"the network has {fused.outputs} outputs"
     return fused, None
 
@@ -113,7 +120,7 @@ class FusedLoop:
             ends |= set(((work // WORK).diff().nonzero()[:, 0] + 1).tolist())
         if self.callback is not None:
             ends |= {step for step in self.callback_steps if step < self.steps}
-        return sorted(ends - {0})
+        return sorted(step for step in ends if 0 < step <= self.steps)
 
 
 def _slots(table: Table) -> list[str]:

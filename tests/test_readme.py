@@ -11,10 +11,11 @@ README = Path(__file__).parents[1] / "README.md"
 
 @pytest.mark.skipif(not README.is_file(), reason="the README is not beside the tests (installed from a wheel)")
 def test_example(capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     names: dict = {}
-    exec(code, names)
+    for code in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL):
+        exec(code, names)
     assert names["x"].shape == names["y"].shape == (1000, 2)
     assert torch.equal(names["rest"], names["y"][500:])
     assert abs(float(names["x"].std()) - 1) < 0.1
+    assert names["z"].shape == (1000, 2)
     assert capsys.readouterr().out.startswith("Estimate(value=")

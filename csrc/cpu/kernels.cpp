@@ -104,6 +104,16 @@ void combine_range(const Combine& op, const float* z, int64_t start, int64_t sto
   }
 }
 
+// Asks for operands ahead of their use: they come in while the noise is made.
+template <int operands>
+void fetch(const Combine& op, int64_t start, int64_t count) {
+  for (int k = 0; k < operands; ++k) {
+    const int64_t size = op.dtype[k] == Dtype::float32 ? 4 : 2;
+    const char* from = static_cast<const char*>(op.operand[k]) + start * size;
+    for (int64_t at = 0; at < count * size; at += 64) __builtin_prefetch(from + at);
+  }
+}
+
 template <int operands, bool noisy>
 void combine_all(const Combine& op, int threads) {
   const int64_t total = op.samples * op.elements;
@@ -115,6 +125,7 @@ void combine_all(const Combine& op, int threads) {
     const int64_t q = b * block_groups, count = std::min(block_groups, units - q);
     alignas(64) float z[noisy ? block_elements : 1];
     if constexpr (noisy) {
+      fetch<operands>(op, element_of(q, groups, op.elements), block_elements);
       noise_block<Kind::normal>(z, op.noise, q, count, op.samples, op.elements);
       const int64_t stop = element_of(q + count, groups, op.elements);
       combine_range<operands, noisy>(op, z, element_of(q, groups, op.elements), stop);

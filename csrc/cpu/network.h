@@ -152,7 +152,7 @@ inline Jet<double> exact_activation(Activation kind, double u, double parameter)
       return jet_of_logistic(u, k * u * (1 + cubic * u * u), k * (1 + 3 * cubic * u * u), 6 * k * cubic * u, 1);
     case Activation::elu: {
       const double z = u / log2e;
-      if (!(z < 0)) return {u, 1, 0};
+      if (!(z <= 0)) return {u, 1, 0};
       const double slope = parameter * std::exp(z);
       return {log2e * parameter * std::expm1(z), slope, slope};
     }

@@ -125,7 +125,7 @@ FPFAST_FN Jet<typename M::F> elu(typename M::F u, float alpha) {
   typename M::F m, e;
   power_of_two_minus_1<M>(M::minus_absolute(u), m, e);
   const auto slope = e * alpha;
-  const auto below = M::negative(u);
+  const auto below = M::negative(M::as_float(M::as_bits(u) | (M::as_bits(u) - 1u)));  // u <= 0, as torch has it
   const typename M::F zero = {};
   return {M::select(below, m * (alpha * 0x1.715476p+0f), u), M::select(below, slope, zero + 1.0f),
           M::select(below, slope, zero)};
