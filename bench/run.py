@@ -1,0 +1,138 @@
+"""``python -m bench.run --suite cpu-engine``: checks, times and compares, prints tables and writes a JSON file.
+
+Each number of threads has a process of its own, because XLA's pool has as many threads as the process has processors,
+once and for all. The process is confined to that many processors before it imports torch and JAX.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from datetime import datetime, timezone
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from bench import report
+from bench.machine import Machine, cores, processor
+from bench.timing import Row, measure
+
+SUITES = {"cpu-engine": ("authors", "small", "combine", "normal", "interleaved", "levels", "widths")}
+RESULTS = Path(__file__).with_name("results")
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__)
+    parser.add_argument("--suite", choices=SUITES, required=True)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], metavar="N")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="samples of each side (default 5)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose 'group: name' contains TEXT")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does everything run? The times say nothing")
+    parser.add_argument("--reference-data", type=Path, metavar="FOLDER", help="networks of arXiv 2311.15996")
+    parser.add_argument("--out", type=Path, help="default: bench/results/SUITE.json")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)  # the file for one process's results
+    return parser.parse_args(argv)
+
+
+def work(options: argparse.Namespace) -> None:
+    """All cases with one number of threads, each written to the worker's file when it is done."""
+    import torch
+
+    (threads,) = options.threads
+    torch.set_num_threads(threads)
+    from bench import cases  # after the number of threads is set: JAX is told of it at import
+
+    machine = Machine(threads)
+    peak = machine.peak()
+    settings = cases.Settings(threads, options.quick, options.reference_data, machine)
+    with options.worker.open("w") as file:
+
+        def write(**line: Any) -> None:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+
+        write(peak={"threads": threads, "gflops": peak, "vector_bits": machine.vector_bits})
+        for group in SUITES[options.suite]:
+            for case in cases.GROUPS[group](settings):
+                if options.only in f"{case.group}: {case.name}":
+                    print(f"[{threads}] {case.group}: {case.name}", file=sys.stderr, flush=True)
+                    cases.forget()
+                    for row in measure(case, threads, options.repeats, peak):
+                        write(row=asdict(row))
+
+
+def collect(options: argparse.Namespace) -> tuple[list[Row], list[dict[str, Any]], list[str]]:
+    """Rows and peaks of a process for each number of threads, and what went wrong."""
+    rows: list[Row] = []
+    peaks: list[dict[str, Any]] = []
+    wrong: list[str] = []
+    for threads in options.threads:
+        confine = partial(os.sched_setaffinity, 0, cores(threads))
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "rows.jsonl"
+            own = ["--threads", str(threads), "--worker", str(file)]  # the last of two options counts
+            command = [sys.executable, "-m", "bench.run", *sys.argv[1:], *own]
+            environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+            status = subprocess.run(command, env=environment, preexec_fn=confine).returncode
+            if status:
+                wrong.append(f"the process with {threads} thread(s) ended with status {status}")
+            for line in map(json.loads, file.read_text().splitlines() if file.exists() else ()):
+                if "row" in line:
+                    rows.append(Row(**line["row"]))
+                else:
+                    peaks.append(line["peak"])
+    return rows, peaks, wrong
+
+
+def origin(options: argparse.Namespace) -> dict[str, Any]:
+    """What a result must be read with."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=True, cwd=RESULTS.parent).stdout
+
+    changed = "-modified" if git("status", "--porcelain", "--untracked-files=no").strip() else ""
+    return {
+        "suite": options.suite,
+        "commit": git("rev-parse", "HEAD").strip() + changed,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "processor": processor(),
+        "threads": options.threads,
+        "repeats": options.repeats,
+        "quick": options.quick,
+        "weights": "published" if options.reference_data else "embedded",
+        "python": platform.python_version(),
+        "torch": metadata.version("torch"),
+        "jax": metadata.version("jax"),
+    }
+
+
+def main() -> None:
+    options = arguments()
+    if options.worker:
+        work(options)
+        return
+    about = origin(options)
+    rows, peaks, wrong = collect(options)
+    for name, value in about.items():
+        print(f"{name}: {value}")
+    for peak in peaks:
+        print(f"peak with {peak['threads']} thread(s): {peak['gflops']:.1f} GFLOPS ({peak['vector_bits']}-bit vectors)")
+    print("\n".join(report.tables(rows)))
+    out = options.out or RESULTS / f"{options.suite}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    results = {**about, "incomplete": wrong, "peaks": peaks, "rows": [asdict(row) for row in rows]}
+    out.write_text(json.dumps(results, indent=1) + "\n")
+    print(f"\nwritten: {out}")
+    if wrong:
+        sys.exit("incomplete: " + "; ".join(wrong))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Times the sides of a case in turn: A B C A B C ..., so that a change of the machine's mood meets all of them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+Run = Callable[[], Any]
+# Prepares a side: builds, compiles and checks it. Returns the run to be timed and a remark on how it was built.
+Side = Callable[[], tuple[Run, str]]
+
+SHORTEST = 0.02  # seconds; a run that takes less is repeated within one sample
+PAUSE = 0.005  # lets the idle threads of the side before stop spinning
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing measured on several sides."""
+
+    group: str
+    name: str
+    sides: dict[str, Side]
+    unit: str  # of a time divided by ``count``
+    count: float
+    scale: float = 1e9  # units in a second
+    flops: float = 0.0  # per count, where a share of the peak means something
+    bases: tuple[tuple[str, ...], ...] = (("fpfast",),)  # sides that ratios refer to; of several, the sum
+
+
+@dataclass
+class Row:
+    """What came out for one side."""
+
+    group: str
+    case: str
+    side: str
+    threads: int
+    unit: str
+    median: float | None = None
+    low: float | None = None
+    high: float | None = None
+    samples: list[float] = field(default_factory=list)
+    ratios: dict[str, float] = field(default_factory=dict)  # by base
+    share_of_peak: float | None = None
+    remark: str = ""
+    failed: str = ""  # why there is no time
+
+
+def measure(case: Case, threads: int, repeats: int, peak: float) -> list[Row]:
+    """All sides of a case. ``peak``: GFLOPS of the machine."""
+    rows = {side: Row(case.group, case.name, side, threads, case.unit) for side in case.sides}
+    runs: dict[str, Run] = {}
+    for side, prepare in case.sides.items():
+        try:
+            runs[side], rows[side].remark = prepare()
+        except Exception as error:  # of whatever kind: the table says so in place of a time
+            rows[side].failed = f"{type(error).__name__}: {error}".splitlines()[0][:160]
+    times = dict.fromkeys(runs, 1)
+    for _ in range(repeats):
+        for side, run in runs.items():
+            time.sleep(PAUSE)
+            took = seconds(run, times[side])
+            if not rows[side].samples and took < SHORTEST:
+                times[side] = math.ceil(SHORTEST / took)
+                took = seconds(run, times[side])
+            rows[side].samples.append(took / case.count * case.scale)
+    for row in rows.values():
+        if row.samples:
+            row.median, row.low, row.high = median(row.samples), min(row.samples), max(row.samples)
+            if case.flops:
+                row.share_of_peak = case.flops / (row.median / case.scale) / 1e9 / peak
+    for base in case.bases:
+        reference = [rows[side].median for side in base if side in rows]
+        known = [value for value in reference if value is not None]
+        if len(known) == len(base):
+            for row in rows.values():
+                if row.median is not None:
+                    row.ratios[" + ".join(base)] = row.median / sum(known)
+    return list(rows.values())
+
+
+def seconds(run: Run, times: int = 1) -> float:
+    """Of one of ``times`` runs on end."""
+    began = time.perf_counter()
+    for _ in range(times):
+        run()
+    return (time.perf_counter() - began) / times
