@@ -3,6 +3,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <string>
 #include <tuple>
@@ -87,6 +91,17 @@ Combine make_combine(uintptr_t out, const std::vector<std::tuple<uintptr_t, int>
   return op;
 }
 
+// Asks for large pages under an output that is most likely fresh: first touching it by pages of 4 KiB costs more than
+// filling it. Only a hint, so it may fail.
+void prefer_large_pages(void* data, int64_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t page = uintptr_t(1) << 21;
+  const uintptr_t start = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
+  const uintptr_t stop = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) / page * page;
+  if (start < stop) madvise(reinterpret_cast<void*>(start), stop - start, MADV_HUGEPAGE);
+#endif
+}
+
 void cpu_combine(const std::string& level, uintptr_t out, const std::vector<std::tuple<uintptr_t, int>>& operands,
                  uintptr_t coef, bool coef_per_sample, uintptr_t seeds, bool seeds_per_sample, int64_t first_sample,
                  int stream, int64_t draw, int64_t samples, int64_t elements, int threads) {
@@ -94,6 +109,7 @@ void cpu_combine(const std::string& level, uintptr_t out, const std::vector<std:
   const Noise noise = make_noise(seeds, seeds_per_sample, first_sample, stream, draw);
   const Combine op = make_combine(out, operands, coef, coef_per_sample, noise, samples, elements);
   const CpuKernels& kernels = kernels_of(level);
+  if (op.out != op.operand[0]) prefer_large_pages(op.out, 4 * samples * elements);
   py::gil_scoped_release release;
   kernels.combine(op, threads < 1 ? 1 : threads);
 }
@@ -106,6 +122,7 @@ void cpu_noise(const std::string& level, uintptr_t out, int kind, uintptr_t seed
   require(!some || (seeds != 0 && out != 0), "a pointer is null");
   const Noise noise = make_noise(seeds, seeds_per_sample, first_sample, stream, draw);
   const CpuKernels& kernels = kernels_of(level);
+  prefer_large_pages(reinterpret_cast<void*>(out), 4 * samples * elements);
   py::gil_scoped_release release;
   kernels.noise(reinterpret_cast<float*>(out), Kind(kind), noise, samples, elements, threads < 1 ? 1 : threads);
 }
