@@ -34,7 +34,8 @@ class Fused:
     """A recognised network. Calling it gives what the module gives, without autograd.
 
     Where autograd would be needed (gradients are enabled, and x or a parameter requires them) the module itself is
-    called. New values of parameters are noticed and packed again, whatever way they came in.
+    called. Changes of parameters, parts and modes are noticed, whatever way they came in. The module is called once, on
+    three points, to check what was recognised.
 
     Attributes:
         net: the module.
@@ -86,7 +87,7 @@ class Fused:
         dtype = next((p.dtype for p in self._tensors if p.is_floating_point()), torch.float32)
         x, t = (torch.randn(3, n, generator=some).to(dtype) for n in (self.dimension, 1))
         t = t.abs() if self.time_column else t[:, 0].abs()
-        got = self._evaluate(what, self._value(what).rows, x, t)
+        got = self._evaluate(what, self.value(what).rows, x, t)
         try:
             want = _autograd(self.net, x, t) if what == "gradient" else self.net(x, t).detach()
         except Exception as error:
@@ -104,7 +105,7 @@ class Fused:
         """The program for "output", "gradient" (of a potential), or the divergence or Laplacian of these two."""
         key = what, first_row, dtype
         return self.remembered(
-            key, lambda: Packed(assemble(self._value(what), self._source, first_row), dtype, self.level)
+            key, lambda: Packed(assemble(self.value(what), self._source, first_row), dtype, self.level)
         )
 
     def remembered(self, key: Hashable, make: Callable[[], Any]) -> Any:
@@ -116,7 +117,8 @@ class Fused:
             self._remembered[key] = made
         return self._remembered[key]
 
-    def _value(self, what: str) -> Value:
+    def value(self, what: str) -> Value:
+        """The value behind a name of :meth:`packed`. Raises Unsupported where engine and autograd do not agree."""
         if what not in self._ends:
             if what == "gradient":
                 if self.outputs != 1:
@@ -125,12 +127,14 @@ class Fused:
                 self._compare(what)
             else:
                 of = {"divergence": "output", "laplacian": "gradient"}[what]
-                self._ends[what] = divergence(self._value(of), self._source)
+                self._ends[what] = divergence(self.value(of), self._source)
         return self._ends[what]
 
     def serves(self, x: Tensor, t: Tensor) -> bool:
         """If the engine, not autograd, answers for x and t."""
-        asked = torch.is_grad_enabled() and any(v.requires_grad for v in (x, t, *self.net.parameters()))
+        asked = torch.is_grad_enabled() and any(
+            getattr(v, "requires_grad", False) for v in (x, t, *self.net.parameters())
+        )
         return not asked and _obstacle(x) is None
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def _trace(net: nn.Module) -> tuple[fx.Graph, dict[str, Tensor]]:
     if missing := [p.name for p in signature[2:] if p.default is inspect.Parameter.empty]:
         raise Unsupported(f"net: its forward needs more than (x, t): {missing}")
     before = [(module, _snapshot(module)) for module in net.modules()]
-    random_states = _random_states()
+    random_states = _RandomStates()
     changed: set[str] = set()
     constants: dict[str, Tensor] = {}
     try:
@@ -100,9 +100,7 @@ def _trace(net: nn.Module) -> tuple[fx.Graph, dict[str, Tensor]]:
         constants.update({name: value for name, value in vars(net).items() if name.startswith("_tensor_constant")})
         for module, old in before:
             changed |= _restore(module, old)
-        drawn = _random_states() != random_states
-        torch.set_rng_state(torch.tensor(list(random_states[0]), dtype=torch.uint8))
-        random.setstate(random_states[1])
+        drawn = random_states.put_back()
     if changed := changed - set(constants):
         raise Unsupported(f"net: its forward sets attributes: {sorted(changed)}")
     if drawn:
@@ -110,8 +108,20 @@ def _trace(net: nn.Module) -> tuple[fx.Graph, dict[str, Tensor]]:
     return graph, constants
 
 
-def _random_states() -> tuple[bytes, Any, Any]:
-    return torch.get_rng_state().numpy().tobytes(), random.getstate(), str(numpy.random.get_state())
+class _RandomStates:
+    """Of torch's, Python's and numpy's default generators."""
+
+    def __init__(self) -> None:
+        self.torch, self.python, self.numpy = torch.get_rng_state(), random.getstate(), numpy.random.get_state()
+
+    def put_back(self) -> bool:
+        """If something was drawn since."""
+        now = _RandomStates()
+        torch.set_rng_state(self.torch)
+        random.setstate(self.python)
+        numpy.random.set_state(self.numpy)
+        same = torch.equal(now.torch, self.torch) and now.python == self.python
+        return not (same and all(numpy.array_equal(a, b) for a, b in zip(now.numpy, self.numpy, strict=True)))
 
 
 def _snapshot(module: nn.Module) -> dict[str, tuple[Any, Any]]:
@@ -141,6 +151,8 @@ def _restore(module: nn.Module, old: dict[str, tuple[Any, Any]]) -> set[str]:
 def _same_items(a: Any, b: Any) -> bool:
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(a[key] is b[key] for key in a)
+    if isinstance(a, set):
+        return bool(a == b)
     return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
 
 

@@ -33,7 +33,7 @@ class Info(NamedTuple):
     backend: str
     nonfinite: int  # samples that hold a NaN or an infinity
     seed: int | None
-    fused: bool  # the network was recognised and ran inside the kernel; it was not called
+    fused: bool  # the network was recognised and ran inside the kernel
     not_fused: str | None  # else the reason
 
 
@@ -112,10 +112,10 @@ def sample(
         callback_steps: the steps (1 to steps) after which it is called; default: all.
         return_info: return (samples, :class:`Info`).
 
-    On the CPU a perceptron (see :mod:`fpfast.fused`) is not called: its layers run inside the kernel, all steps in one
-    go. backend="reference" calls it. Any other network is called as it is: put it in evaluation mode if it has dropout.
-    Its inputs x and t are the run's own memory and are overwritten by the next step, so a network must not change them,
-    and must clone what it wants to keep.
+    On the CPU a perceptron (see :mod:`fpfast.fused`) is called once, on three points, to check what was recognised: its
+    layers run inside the kernel, all steps in one go. backend="reference" calls it as any other network is called: as
+    it is, so put it in evaluation mode if it has dropout. Its inputs x and t are the run's own memory and are
+    overwritten by the next step, so a network must not change them, and must clone what it wants to keep.
 
     Returns:
         Samples at the last time, of the given shape, dtype and device.
@@ -143,7 +143,7 @@ def sample(
     if net is None:
         run = Loop(score, table, ends, backend, device, dtype, callback, chosen)
     else:
-        run = FusedLoop(net, score.predicts == "potential", table, ends, dtype, callback, chosen)
+        run = FusedLoop(net, score, table, ends, dtype, callback, chosen)
     out = torch.empty(shape, dtype=dtype, device=device)
     starts = range(0, shape[0], batch_size)
     began = time.perf_counter()

@@ -51,11 +51,16 @@ def fusible(
         return None, f"the network's parameters are {', '.join(sorted(other))}"
     try:
         fused = Fused(net, shape[1])
+        if fused.outputs != outputs:
+            return None, f"the network has {fused.outputs} outputs"
+        fused.value(_what(score))
     except Unsupported as error:
         return None, str(error)
-    if fused.outputs != outputs:
-        return None, f"the network has {fused.outputs} outputs"
     return fused, None
+
+
+def _what(score: Score) -> str:
+    return "gradient" if score.predicts == "potential" else "output"
 
 
 class Schedule:
@@ -80,7 +85,7 @@ class FusedLoop:
     def __init__(
         self,
         net: Fused,
-        potential: bool,
+        score: Score,
         table: Table,
         ends: Sequence[float],
         dtype: torch.dtype,
@@ -90,7 +95,7 @@ class FusedLoop:
         self.table, self.ends = table, ends
         self.callback, self.callback_steps = callback, callback_steps
         self.steps, self.dimension = len(ends), net.dimension
-        what = "gradient" if potential else "output"
+        what = _what(score)
         self.schedule = net.remembered((what, table, dtype), lambda: Schedule(net, what, table, dtype))
 
     @property
