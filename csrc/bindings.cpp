@@ -79,6 +79,7 @@ Combine make_combine(uintptr_t out, const std::vector<std::tuple<uintptr_t, int>
   op.out = reinterpret_cast<float*>(out);
   for (const auto& [address, dtype] : operands) {
     require(dtype >= 0 && dtype <= int(Dtype::float16), "operands: expected dtype codes 0 to 2");
+    require(address != 0 || samples == 0 || elements == 0, "operands: a pointer is null");
     op.operand[op.operands] = reinterpret_cast<const void*>(address);
     op.dtype[op.operands++] = Dtype(dtype);
   }
@@ -143,7 +144,8 @@ int set_ports(Port (&ports)[max_ports], const std::vector<PortSpec>& specs, int6
   return count;
 }
 
-// Rows that instructions read and write, checked once for each call: a wrong program must not touch foreign memory.
+// Checked once for each call: no instruction or action reaches outside the workspace, the weights, the biases and the
+// coefficients, whose sizes the caller gives.
 void check_program(const Trajectory& run, int64_t weight_count) {
   int64_t input = 0, output = 0;
   const auto fits = [&](int64_t row, int64_t rows) {
@@ -153,7 +155,11 @@ void check_program(const Trajectory& run, int64_t weight_count) {
   };
   for (int64_t n = 0; n < run.instructions; ++n) {
     const Instruction& i = run.program[n];
-    require(i.rows >= 0 && i.columns >= 0, "program: a size is negative");
+    require(i.rows >= 0 && i.columns >= 0 && i.rows <= run.rows && i.columns <= run.rows,
+            "program: a size is out of range");
+    const bool any = i.out != nothing || (i.op == Op::activate && (i.first != nothing || i.second != nothing));
+    require(any && (i.op == Op::fill || i.in != nothing) && (i.op != Op::multiply || i.other != nothing),
+            "program: an instruction lacks a value");
     for (const int64_t row : {i.out, i.first, i.second, i.other}) fits(row, i.rows);
     fits(i.in, i.op == Op::linear ? i.columns : i.rows);
     const int64_t used = i.op == Op::linear                      ? i.rows * i.columns
@@ -166,8 +172,12 @@ void check_program(const Trajectory& run, int64_t weight_count) {
   }
   for (int64_t n = 0; n < run.count; ++n) {
     const Action& a = run.actions[n];
-    require(a.operands >= 0 && a.operands <= max_operands && a.stage < run.stages, "actions: a number is out of range");
-    const int64_t in = a.evaluate ? input : run.dimension, out = a.evaluate ? output : run.dimension;
+    require(a.operands >= 0 && a.operands <= max_operands && a.stage >= nothing && a.stage < run.stages,
+            "actions: a number is out of range");
+    const bool copy = a.stage == nothing, network = a.evaluate && !copy;
+    require(copy || network || (a.operands >= 1 && run.noise.seeds != nullptr),
+            "actions: operands or seeds are missing");
+    const int64_t in = network ? input : run.dimension, out = network ? output : run.dimension;
     require(a.in >= 0 && a.in <= run.rows - in && a.out >= 0 && a.out <= run.rows - out, "actions: a slot is outside");
     for (int64_t k = 0; k < a.operands; ++k)
       require(a.operand[k] >= 0 && a.operand[k] <= run.rows - run.dimension, "actions: an operand is outside");
@@ -176,12 +186,12 @@ void check_program(const Trajectory& run, int64_t weight_count) {
 
 void cpu_trajectory(const std::string& level, bool float64, const std::vector<PortSpec>& inputs,
                     const std::vector<PortSpec>& outputs, uintptr_t program, int64_t instructions, uintptr_t weights,
-                    int64_t weight_count, uintptr_t biases, int64_t bias_width, uintptr_t actions, int64_t count,
-                    int64_t first_step, int64_t last_step, int64_t stages, uintptr_t evaluations, uintptr_t coef,
-                    int64_t dimension, int64_t rows, uintptr_t seeds, bool seeds_per_sample, int64_t first_sample,
-                    int64_t samples, int64_t tile, int threads) {
+                    int64_t weight_count, uintptr_t biases, int64_t bias_rows, int64_t bias_width, uintptr_t actions,
+                    int64_t count, int64_t first_step, int64_t last_step, int64_t steps, int64_t stages,
+                    uintptr_t evaluations, uintptr_t coef, int64_t dimension, int64_t rows, uintptr_t seeds,
+                    bool seeds_per_sample, int64_t first_sample, int64_t samples, int64_t tile, int threads) {
   check_sizes(samples, dimension, first_sample, 0);
-  require(rows >= 1 && rows <= (int64_t(1) << 32), "rows: expected 1 to 2^32");
+  require(rows >= 1 && rows <= (int64_t(1) << 28), "rows: expected 1 to 2^28");
   require(tile >= 0 && tile <= 3, "tile: expected 0 to 3 vectors");
   Trajectory run{};
   run.float64 = float64;
@@ -198,6 +208,9 @@ void cpu_trajectory(const std::string& level, bool float64, const std::vector<Po
   run.noise = make_noise(seeds, seeds_per_sample, first_sample, 0, 0);
   run.samples = samples, run.tile = tile;
   check_program(run, weight_count);
+  require(first_step >= 0 && first_step <= last_step && last_step <= steps, "steps: expected a range of the table's");
+  for (int64_t k = 0; k < steps * stages; ++k)
+    require(run.evaluations[k] >= nothing && run.evaluations[k] < bias_rows, "evaluations: a row of biases is missing");
   const CpuKernels& kernels = kernels_of(level);
   py::gil_scoped_release release;
   kernels.trajectory(run, threads < 1 ? 1 : threads);

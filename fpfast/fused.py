@@ -20,7 +20,7 @@ from fpfast.errors import bad, integer
 from fpfast.program import Value, divergence, gradient
 from fpfast.recognise import check_modules, recognise
 from fpfast.reference import Key
-from fpfast.traced import Unsupported
+from fpfast.traced import Unsupported, first_line
 
 __all__ = ["Fused", "Unsupported", "compile"]
 
@@ -34,8 +34,8 @@ class Fused:
     """A recognised network. Calling it gives what the module gives, without autograd.
 
     Where autograd would be needed (gradients are enabled, and x or a parameter requires them) the module itself is
-    called. Changes of parameters, parts and modes are noticed, whatever way they came in. The module is called once, on
-    three points, to check what was recognised.
+    called. Changes of parameters, parts and modes are noticed, whatever way they came in. The module is called on three
+    points, to check what was recognised: its output, and the gradient of a potential.
 
     Attributes:
         net: the module.
@@ -51,13 +51,20 @@ class Fused:
         self._recognise()
 
     def _recognise(self) -> None:
-        self._end, self._source, self._flat = recognise(self.net, self.dimension, self.time_column)
-        self._modules = self._mode()
-        self._tensors = self._read()
-        self._values = [tensor.detach().clone() for tensor in self._tensors]
+        self._tensors: list[Tensor] = []  # so that a refusal is repeated by the next refresh
+        self._end, self._source, self.flat = recognise(self.net, self.dimension, self.time_column)
+        for name, parameter in self.net.named_parameters():
+            if not bool(parameter.isfinite().all()):
+                raise bad("net", "finite parameters", f"NaN or infinity in {name!r}")
         self._ends: dict[str, Value] = {"output": self._end}
         self._remembered: dict[Any, Any] = {}
         self._compare("output")
+        self._modules = self._mode()
+        self._tensors = self._read()
+        self._values = [tensor.detach().clone() for tensor in self._tensors]
+
+    def __reduce__(self) -> tuple[type[Fused], tuple[nn.Module, int, str | None]]:
+        return Fused, (self.net, self.dimension, self.level)  # a copy reads its own module's parameters
 
     def _read(self) -> list[Tensor]:
         return [*self.net.parameters(), *self.net.buffers()]
@@ -84,14 +91,14 @@ class Fused:
         Such as one that asks for types, which are others while it is traced.
         """
         some = torch.Generator().manual_seed(0)
-        dtype = next((p.dtype for p in self._tensors if p.is_floating_point()), torch.float32)
+        dtype = next((p.dtype for p in self._read() if p.is_floating_point()), torch.float32)
         x, t = (torch.randn(3, n, generator=some).to(dtype) for n in (self.dimension, 1))
         t = t.abs() if self.time_column else t[:, 0].abs()
-        got = self._evaluate(what, self.value(what).rows, x, t)
         try:
+            got = self._evaluate(what, self._ends[what].rows, x, t)
             want = _autograd(self.net, x, t) if what == "gradient" else self.net(x, t).detach()
         except Exception as error:
-            raise Unsupported(f"net cannot be called on {tuple(x.shape)}: {str(error).splitlines()[0]}") from error
+            raise Unsupported(f"net cannot be called on {tuple(x.shape)}: {first_line(error)}") from error
         scale = float(want.abs().nan_to_num(0, 0).amax()) if want.numel() else 0.0
         if not torch.allclose(got, want.reshape(got.shape), rtol=0, atol=TRUST * scale + 1e-30, equal_nan=True):
             raise Unsupported(f"net: its {what} is not what its trace says: {got[0].tolist()}, not {want[0].tolist()}")
@@ -124,7 +131,11 @@ class Fused:
                 if self.outputs != 1:
                     raise bad("net", "a potential with one output", self.outputs)
                 self._ends[what] = gradient(self._end, self._source)
-                self._compare(what)
+                try:
+                    self._compare(what)
+                except Unsupported:
+                    self._tensors = []  # all over again next time, with the same refusal
+                    raise
             else:
                 of = {"divergence": "output", "laplacian": "gradient"}[what]
                 self._ends[what] = divergence(self.value(of), self._source)
@@ -143,7 +154,7 @@ class Fused:
             return self.net(x, t)
         self.refresh()
         y = self._evaluate("output", self.outputs, x, t)
-        return y[:, 0] if self._flat else y
+        return y[:, 0] if self.flat else y
 
     def gradient(self, x: Tensor, t: Tensor) -> Tensor:
         """The gradient by x of a net with one output, shape of x; never with a graph."""
@@ -228,8 +239,6 @@ class Packed:
         self.cpu = Cpu(level)
         self.program = program
         self.weights = program.weights(self.cpu.block_rows, dtype)
-        if not bool(self.weights.isfinite().all()):
-            raise bad("net", "finite parameters", "NaN or infinity among them")
 
     def evaluate(self, x: Tensor, out: Tensor, biases: Tensor, per_sample: bool = False) -> None:
         """out = the program's value at x; ``biases`` has one row, or one for each sample."""

@@ -11,6 +11,7 @@ import copy
 import inspect
 import operator
 import random
+import threading
 from typing import Any
 
 import numpy
@@ -20,10 +21,11 @@ from torch import Tensor, fx, nn
 from fpfast.activation import softplus
 from fpfast.layers import FUNCTIONS, LAYERS
 from fpfast.program import Input, Value
-from fpfast.traced import OfTime, State, Unsupported
+from fpfast.traced import OfTime, State, Unsupported, first_line
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 CONTAINERS = (nn.ParameterList, nn.ParameterDict)  # never called, though they have a __call__ of their own
+TRACING = threading.Lock()  # torch.fx replaces nn.Module.__call__ for as long as it traces
 UNUSED = {*FUNCTIONS, "eq", "_assert"}  # calls that may stand in a forward without use: they change nothing
 
 
@@ -37,7 +39,8 @@ def recognise(net: nn.Module, dimension: int, time_column: bool) -> tuple[Value,
     check_modules(net)
     source = Input(dimension)
     time = OfTime((1,), lambda t: t[:, None]) if time_column else OfTime((), lambda t: t)
-    graph, constants = _trace(net)
+    with TRACING:
+        graph, constants = _trace(net)
     end = _read(net, graph, constants, [State(source), time])
     return end.value, source, end.flat
 
@@ -65,6 +68,18 @@ class _Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__()
         self.modes = self._modes()
+        self.thread = threading.get_ident()
+
+    # While torch.fx traces, every module of the process comes by here, those that other threads call too.
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     @staticmethod
     def _modes() -> tuple[bool, bool]:
@@ -93,9 +108,7 @@ def _trace(net: nn.Module) -> tuple[fx.Graph, dict[str, Tensor]]:
     except Unsupported:
         raise
     except Exception as error:  # whatever the user's forward does with something that is no tensor
-        raise Unsupported(
-            f"net: its forward cannot be traced: {(str(error) or repr(error)).splitlines()[0]}"
-        ) from error
+        raise Unsupported(f"net: its forward cannot be traced: {first_line(error)}") from error
     finally:
         constants.update({name: value for name, value in vars(net).items() if name.startswith("_tensor_constant")})
         for module, old in before:

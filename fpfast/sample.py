@@ -170,34 +170,27 @@ def sample(
     return out, Info(run.evaluations, seconds, backend, nonfinite, used, net is not None, not_fused)
 
 
-def _table(
-    score: Score, solver: str, times: str | Sequence[float] | Tensor | None, steps: int, noise: float, last_noise: bool
-) -> tuple[Table, tuple[float, ...]]:
-    """The solver's table and where its steps end; remembered, as short runs would spend much of their time here."""
-    if isinstance(times, Tensor):
-        times = times.tolist()
-    if times is not None and not isinstance(times, str):
-        times = tuple(times)
-    key = score.sde, score.predicts, solver, times, steps, noise, last_noise
-    # Only the built-in SDEs are certain to be what they were.
-    if type(score.sde) not in SDES.values():
-        return _new_table(score, *key[2:])
-    if key not in _tables:
-        while len(_tables) >= REMEMBERED_TABLES:
-            del _tables[next(iter(_tables))]
-        _tables[key] = _new_table(score, *key[2:])
-    return _tables[key]
-
-
 REMEMBERED_TABLES = 16
 _tables: dict[Any, tuple[Table, tuple[float, ...]]] = {}
 
 
-def _new_table(
-    score: Score, solver: str, times: Any, steps: int, noise: float, last_noise: bool
+def _table(
+    score: Score, solver: str, times: str | Sequence[float] | Tensor | None, steps: int, noise: float, last_noise: bool
 ) -> tuple[Table, tuple[float, ...]]:
-    plan = Plan(score, grid(score.sde, times, steps), noise, last_noise)
-    return SOLVERS[solver](plan), tuple(plan.next.t.tolist())
+    """The solver's table and where its steps end; remembered, as short runs would spend much of their time here."""
+    t = grid(score.sde, times, steps)
+    key = score.sde, score.predicts, solver, tuple(t.tolist()), noise, last_noise
+    # Only built-in classes are certain to give what they gave before.
+    remember = type(score) is Score and type(score.sde) in SDES.values()
+    if remember and (known := _tables.get(key)) is not None:
+        return known
+    plan = Plan(score, t, noise, last_noise)
+    made = SOLVERS[solver](plan), tuple(plan.next.t.tolist())
+    if remember:
+        if len(_tables) >= REMEMBERED_TABLES:
+            _tables.clear()
+        _tables[key] = made
+    return made
 
 
 def _callback_steps(chosen: Sequence[int] | None, steps: int) -> set[int]:

@@ -181,6 +181,8 @@ def _tensor(y: Any) -> Tensor:
 
 def _checked(y: Any, x: Tensor) -> Tensor:
     y = _tensor(y)
+    if y.device != x.device:
+        raise bad("net", f"an output on {x.device} as x", y.device)
     if y.shape != x.shape:
         raise bad("net", f"an output of shape {tuple(x.shape)} as x", tuple(y.shape))
     if y.dtype not in (*OUTPUT_DTYPES, x.dtype):

@@ -8,8 +8,9 @@ the probability-flow ODE at lambda = 0, the reverse SDE at lambda = 1 (Song et a
 the same marginals where s is exact). Below, t and t' are the ends of a step, h = t - t' > 0, primes mark values at t'.
 
 The score is s = p x + q y with y the network's output, so a step of any solver is a few linear combinations of states
-and outputs, the *stages*; a table holds their coefficients in float64, one row a stage and step. `sample.py` runs it
-without knowing the solver's name. Steps that end at t' = 0, where the score is singular, use no evaluation there.
+and outputs, the *stages*; a table holds their coefficients in float64, one row a stage and step. `loop.py` and
+`trajectory.py` run it without knowing the solver's name. Steps that end at t' = 0, where the score is singular, use no
+evaluation there.
 """
 
 from __future__ import annotations

@@ -16,6 +16,10 @@ class Unsupported(ValueError):
     """The fused engine does not run this network; the message names the layer or operation that stopped it."""
 
 
+def first_line(error: BaseException) -> str:
+    return (str(error) or repr(error)).splitlines()[0]
+
+
 @dataclass(frozen=True)
 class State:
     """Something that depends on x, (B, rows); ``flat``: (B,), for a potential."""
@@ -51,9 +55,6 @@ class Joined:
     """Columns side by side, good for a Linear."""
 
     parts: tuple[State | OfTime, ...]
-
-
-Known = State | OfTime | Joined
 
 
 def state_value(x: Any) -> Value:

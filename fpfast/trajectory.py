@@ -38,9 +38,10 @@ def fusible(
     outputs = 1 if score.predicts == "potential" else shape[1]
     if isinstance(net, Fused):
         net.refresh()
-        if (net.dimension, net.outputs) != (shape[1], outputs):
+        if (net.dimension, net.outputs) != (shape[1], outputs) or _flat_score(net, score):
             want = f"a network compiled for dimension {shape[1]}, with {outputs} outputs"
-            raise bad("score", want, f"dimension {net.dimension}, {net.outputs} outputs")
+            flat = ", flat" if net.flat else ""
+            raise bad("score", want, f"dimension {net.dimension}, {net.outputs} outputs{flat}")
         return net, None
     if not isinstance(net, nn.Module):
         return None, "net is a function, not a torch.nn.Module"
@@ -51,12 +52,17 @@ def fusible(
         return None, f"the network's parameters are {', '.join(sorted(other))}"
     try:
         fused = Fused(net, shape[1])
-        if fused.outputs != outputs:
-            return None, f"the network has {fused.outputs} outputs"
+        if fused.outputs != outputs or _flat_score(fused, score):
+            return None, f"the network has {fused.outputs} outputs" + ", flat" * fused.flat
         fused.value(_what(score))
     except Unsupported as error:
         return None, str(error)
     return fused, None
+
+
+def _flat_score(net: Fused, score: Score) -> bool:
+    """Outputs of shape (B,), which only a potential may have."""
+    return net.flat and score.predicts != "potential"
 
 
 def _what(score: Score) -> str:

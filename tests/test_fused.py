@@ -1,10 +1,14 @@
 """The fused engine against the module in float64: every activation, prediction kind, solver, shape and way of time."""
 
+import copy
+import threading
+
 import pytest
 import torch
 from conftest import native
 from torch import nn
 
+import fpfast
 from fpfast import activation, fused
 from fpfast.assemble import ACTIVATIONS
 from fpfast.network import MLP
@@ -113,3 +117,70 @@ def test_activations_far_out(spec):
         absolute = {"gelu": 3e-7, "sine": 2e-7}.get(spec, 0) * x.double().abs().clamp(1e-30, 1) + 1e-29
         wrong = ((got - want).abs() > relative * want.abs() + absolute)[:, 0]
         assert not bool(wrong.any()), torch.cat((x, got, want), 1)[wrong]
+
+
+class AskingForTypes(MLP):
+    """A trace takes the other branch."""
+
+    def forward(self, x, t):
+        return super().forward(x, t) * (2 if isinstance(x, torch.Tensor) else 3)
+
+
+class Asserting(MLP):
+    def forward(self, x, t):
+        assert len(x) if not isinstance(x, torch.Tensor) else len(x) != 3
+        return super().forward(x, t)
+
+
+def test_what_a_trace_misreads_is_refused_every_time():
+    net = AskingForTypes(2, (8,)).requires_grad_(False)
+    for _ in range(2):
+        with pytest.raises(fused.Unsupported, match="not what its trace says"):
+            fused.compile(net, 2)
+    held = fused.compile(mlp(2, (8,)), 2)
+    held.net.__class__ = AskingForTypes
+    held.net.input.bias += 1
+    for _ in range(2):
+        with pytest.raises(fused.Unsupported, match="not what its trace says"):
+            held(torch.zeros(1, 2), torch.zeros(()))
+
+
+def test_a_forward_that_refuses_the_points_of_the_check():
+    _, info = fpfast.sample(fpfast.Score(Asserting(2, (8,)), fpfast.OU()), (5, 2), steps=2, return_info=True)
+    assert not info.fused
+
+
+def test_other_threads_may_call_modules_meanwhile():
+    other, x, stop, failures = nn.Sequential(nn.Linear(2, 2), nn.Tanh()), torch.zeros(1, 2), threading.Event(), []
+
+    def call():
+        while not stop.is_set():
+            try:
+                other(x)
+            except Exception as error:
+                failures.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    for _ in range(20):
+        fused.compile(mlp(2, (8, 8)), 2)
+    stop.set()
+    thread.join()
+    assert not failures
+
+
+def test_a_copy_reads_its_own_parameters():
+    engine = fused.compile(mlp(2, (8,)), 2)
+    twin = copy.deepcopy(engine)
+    engine.net.input.weight.mul_(2)
+    x, t = torch.ones(3, 2), torch.tensor(0.5)
+    assert error(twin(x, t), twin.net(x, t.expand(3))) < 1e-6
+    assert error(twin(x, t), engine(x, t)) > 1e-3
+
+
+def test_nan_parameters_are_refused():
+    engine = fused.compile(mlp(2, (8,)), 2)
+    engine.net.output.bias[0] = torch.nan
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"net: expected finite parameters, got NaN or infinity in 'output.bias'"):
+            fpfast.sample(fpfast.Score(engine, fpfast.OU()), (5, 2), steps=2)

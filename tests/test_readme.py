@@ -1,21 +1,33 @@
-"""The README's Python example runs and is true."""
+"""The README's Python examples run and are true."""
 
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import native
 
 README = Path(__file__).parents[1] / "README.md"
+pytestmark = pytest.mark.skipif(not README.is_file(), reason="the README is not beside the tests (a wheel's install)")
 
 
-@pytest.mark.skipif(not README.is_file(), reason="the README is not beside the tests (installed from a wheel)")
-def test_example(capsys):
+def run(*numbers):
     names: dict = {}
-    for code in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL):
-        exec(code, names)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    for number in numbers:
+        exec(blocks[number], names)
+    return names
+
+
+def test_example(capsys):
+    names = run(0)
     assert names["x"].shape == names["y"].shape == (1000, 2)
     assert torch.equal(names["rest"], names["y"][500:])
     assert abs(float(names["x"].std()) - 1) < 0.1
-    assert names["z"].shape == (1000, 2)
     assert capsys.readouterr().out.startswith("Estimate(value=")
+
+
+@native
+def test_compiled_example(capsys):
+    assert run(0, 1)["z"].shape == (1000, 2)
+    capsys.readouterr()

@@ -39,7 +39,7 @@ void whole_groups(float* z, const Noise& noise, int64_t q, int64_t groups, int64
   }
 }
 
-// Noise of flat groups [q, q + count) into z, element by element. z has room for a block only where count is one.
+// Noise of flat groups [q, q + count) into z, element by element. A whole block is written as it is made.
 template <Kind kind>
 void noise_block(float* z, const Noise& noise, int64_t q, int64_t count, int64_t samples, int64_t elements) {
   const int64_t groups = groups_per_sample(elements);
@@ -174,7 +174,7 @@ void noise(float* out, Kind kind, const Noise& noise, int64_t samples, int64_t e
 }  // namespace
 
 extern const CpuKernels kernels;
-const CpuKernels kernels = {combine, noise, run_trajectory, block_rows};
+const CpuKernels kernels = {combine, noise, run_trajectory, rows_together};
 
 }  // namespace FPFAST_LEVEL
 }  // namespace fpfast

@@ -15,7 +15,6 @@ struct CpuKernels {
   namespace name {                                     \
   extern const CpuKernels kernels;                     \
   void run_trajectory(const Trajectory&, int threads); \
-  extern const int block_rows;                         \
   }
 FPFAST_DECLARE_LEVEL(baseline)
 FPFAST_DECLARE_LEVEL(avx2)

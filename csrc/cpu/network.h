@@ -1,8 +1,8 @@
 // Runs a network's program on one tile: P vectors of samples, a sample in each lane, row after row.
 //
-// A matrix is packed as blocks of block_rows rows, [block][column][row]; the last block has the rows that are left. For
-// each block block_rows x P sums stay in registers while the columns pass by. Every lane does the same operations in
-// the same order, so a sample's result does not depend on its tile or its neighbours.
+// A matrix is packed as blocks of rows_together rows, [block][column][row]; the last block has the rows that are left.
+// For each block rows_together x P sums stay in registers while the columns pass by. Every lane does the same
+// operations in the same order, so a sample's result does not depend on its tile or its neighbours.
 #pragma once
 #include <cmath>
 
@@ -13,13 +13,6 @@
 namespace fpfast {
 namespace FPFAST_LEVEL {
 
-#if defined(__AVX512F__)
-constexpr int rows_together = 8;
-#elif defined(__AVX2__)
-constexpr int rows_together = 4;
-#else
-constexpr int rows_together = 3;
-#endif
 constexpr int most_vectors = 3;
 
 template <class T>

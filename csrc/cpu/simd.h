@@ -32,6 +32,15 @@ constexpr int vector_bytes = 16;
 
 constexpr int lanes = vector_bytes / 4;
 
+// Rows of a matrix whose sums are held in registers at a time; they are packed together.
+#if defined(__AVX512F__)
+constexpr int rows_together = 8;
+#elif defined(__AVX2__)
+constexpr int rows_together = 4;
+#else
+constexpr int rows_together = 3;
+#endif
+
 template <class T>
 struct VectorOf {
   typedef T type __attribute__((vector_size(vector_bytes)));
@@ -97,6 +106,10 @@ FPFAST_FN void reduce_large(Vector<float> z, Vector<float>& r, Vector<uint32_t>&
     if (fabsf(z[k]) <= 0x1p13f) continue;
     const double angle = atan2(::sin(double(z[k])), ::cos(double(z[k]))),
                  turns = nearbyint(angle * 0x1.45f306dc9c883p-1);
+    if (angle != angle) {
+      r[k] = float(angle);
+      continue;
+    }
     r[k] = float(angle - turns * 0x1.921fb54442d18p+0);
     quadrant[k] = uint32_t(int32_t(turns));
   }
@@ -134,7 +147,7 @@ FPFAST_FN Mask odd(Vector<int32_t> v) { return (v & 1) != 0; }
 FPFAST_FN Vector<float> select(Mask m, Vector<float> yes, Vector<float> no) { return m ? yes : no; }
 #endif
 
-// Words of 32 lanes live in two vectors of 64-bit lanes, lane l in vector l % 2. This puts them together again.
+// 32-bit words live in two vectors of 64-bit lanes, lane l in vector l % 2. This puts them together again.
 FPFAST_FN Vector<uint32_t> interleave(Vector<uint64_t> even, Vector<uint64_t> odd) {
 #if defined(__AVX512F__)
   return Vector<uint32_t>(_mm512_mask_shuffle_epi32(__m512i(even), 0xAAAA, __m512i(odd), _MM_PERM_CCAA));

@@ -14,9 +14,6 @@
 namespace fpfast {
 namespace FPFAST_LEVEL {
 
-extern const int block_rows;
-const int block_rows = rows_together;
-
 namespace {
 
 template <class T, int P>
