@@ -33,7 +33,7 @@ struct Combine {
 // A network is a straight-line program on values of `rows` numbers a sample; a value is named by its first row in the
 // workspace. Programs are written by fpfast/program.py.
 enum class Op : int64_t {
-  linear = 0,    // out = W in + bias + other
+  linear = 0,    // out = (W in + bias + other) * first
   activate = 1,  // out, first, second = h, h', h'' at in
   add = 2,       // out = in + bias + other
   multiply = 3,  // out = in * other
@@ -44,7 +44,7 @@ constexpr int64_t nothing = -1, input_rows = -2, output_rows = -3;  // in place 
 
 struct Instruction {
   Op op;
-  int64_t out, first, second;  // what is not wanted is `nothing`
+  int64_t out, first, second;  // what is not wanted is `nothing`; `first` is a factor of `linear`
   int64_t in, other;           // `other` may be `nothing`
   int64_t rows, columns;
   int64_t weights;  // offset of the packed matrix, of a weight a row, or of the activation's parameter

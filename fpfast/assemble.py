@@ -125,6 +125,13 @@ class _Assembler:
                 for operand in operands(value):
                     self.users[operand].append(value)
         self.left = {value: len(users) for value, users in self.users.items()}
+        # Products that a matrix's kernel makes before it writes its rows: of a matrix's result with no other use.
+        self.factors: dict[Linear, Value] = {}
+        self.products: dict[Multiply, Linear] = {}
+        for value in self.values:
+            if isinstance(value, Multiply) and (matrix := self.single_use(value.a) or self.single_use(value.b)):
+                self.factors[matrix] = value.b if matrix is value.a else value.a
+                self.products[value] = matrix
         self.scales = {value: self.scale(value) for value in self.values}
         self.place: dict[Value, int] = {source: INPUT_ROWS}
         self.rows = Rows(first_row)
@@ -148,15 +155,22 @@ class _Assembler:
             return ACTIVATIONS[value.kind][2](value.parameter)
         return 1.0
 
+    def single_use(self, value: Value) -> Linear | None:
+        return value if isinstance(value, Linear) and len(self.users[value]) == 1 else None
+
     def program(self) -> Program:
         for value in self.values:
             match value:
+                case Linear() if value in self.factors:
+                    pass  # comes with its product
                 case Linear():
-                    self.linear(value)
+                    self.linear(value, value)
                 case Activate():
                     self.activate(value)
                 case Add(a=a, bias=bias, other=other):
                     self.elementwise("add", value, a, other, bias=self.new_bias(bias, value.rows))
+                case Multiply() if value in self.products:
+                    self.linear(self.products[value], value)
                 case Multiply(a=a, b=b):
                     self.elementwise("multiply", value, a, b)
                 case Scale(a=a, factor=factor):
@@ -184,12 +198,16 @@ class _Assembler:
     ) -> None:
         self.code.append([OPS[op], out, first, second, src, other, rows, columns, weights, bias, kind])
 
-    def linear(self, value: Linear) -> None:
+    def linear(self, value: Linear, result: Value) -> None:
+        """``result`` is the value itself, or its product with another one."""
         matrix, factor = value.matrix, self.scales[value] / self.scales[value.src]
+        times = None if result is value else self.factors[value]
+        heir = self.inherit(result, times)
         self.emit(
             "linear",
             value.rows,
-            self.settle(value),
+            self.place[result],
+            first=NOTHING if times is None else self.place[times],
             src=self.place[value.src],
             other=NOTHING if value.other is None else self.place[value.other],
             columns=value.src.rows,
@@ -197,6 +215,8 @@ class _Assembler:
             bias=self.new_bias(value.bias, value.rows, self.scales[value]),
         )
         self.release(*operands(value))
+        if times is not None:
+            self.release(times, keep=heir is times)
 
     def activate(self, value: Activate) -> None:
         number, argument, result = ACTIVATIONS[value.kind]
@@ -230,15 +250,19 @@ class _Assembler:
     def elementwise(self, op: str, value: Value, a: Value, b: Value | None, **more: int) -> None:
         """One that may put its result in the place of an operand that nobody needs any more."""
         other = NOTHING if b is None else self.place[b]
-        heir = next((x for x in (a, b) if x is not None and self.left[x] == 1 and self.place[x] >= 0
-                     and value is not self.end and a is not b), None)  # fmt: skip
-        if heir is None:
-            self.settle(value)
-        else:
-            self.place[value] = self.place[heir]
+        heir = self.inherit(value, *((a, b) if a is not b else ()))
         self.emit(op, value.rows, self.place[value], src=self.place[a], other=other, **more)
         for operand in operands(value):
             self.release(operand, keep=operand is heir)
+
+    def inherit(self, value: Value, *candidates: Value | None) -> Value | None:
+        """Gives a value the place of a candidate that nobody needs any more, and says whose; else a place of its own."""
+        for old in candidates:
+            if old is not None and self.left[old] == 1 and self.place[old] >= 0 and value is not self.end:
+                self.place[value] = self.place[old]
+                return old
+        self.settle(value)
+        return None
 
     def new_weights(self, constant: Constant, size: int) -> int:
         self.weights.append(constant)

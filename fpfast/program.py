@@ -157,6 +157,9 @@ def _apply(rows: int, matrix: Constant, change: Change, other: Change = None) ->
     """matrix @ change + other."""
     if change is None:
         return other
+    if isinstance(change, Scale):  # the factors go into the matrix's columns
+        factor, unscaled = change.factor, matrix
+        change, matrix = change.a, lambda: unscaled() * factor()
     if not isinstance(change, Value):
         product = change
         return _plus(lambda: matrix() @ product(), other)

@@ -26,8 +26,19 @@ struct Tile {
   T* row(int64_t number) const { return rows + number * width; }
 };
 
+// What a matrix's rows are finished with: (sum + bias + other) * factor. Null where there is none.
+template <class T>
+struct Beside {
+  const T *bias, *other, *factor;
+
+  Beside at(int64_t row, int64_t width) const {
+    return {bias ? bias + row : nullptr, other ? other + row * width : nullptr,
+            factor ? factor + row * width : nullptr};
+  }
+};
+
 template <class T, int R, int P>
-FPFAST_FN void matrix_block(T* out, const T* w, const T* in, int64_t columns, const T* bias, const T* other) {
+FPFAST_FN void matrix_block(T* out, const T* w, const T* in, int64_t columns, const Beside<T>& beside) {
   constexpr int width = Tile<T, P>::width;
   Vector<T> sum[R][P];
   FPFAST_UNROLL
@@ -49,29 +60,29 @@ FPFAST_FN void matrix_block(T* out, const T* w, const T* in, int64_t columns, co
   for (int r = 0; r < R; ++r) FPFAST_UNROLL
   for (int p = 0; p < P; ++p) {
     const int at = r * width + p * lanes_of<T>;
-    if (bias) sum[r][p] += broadcast(bias[r]);
-    if (other) sum[r][p] += load(other + at);
+    if (beside.bias) sum[r][p] += broadcast(beside.bias[r]);
+    if (beside.other) sum[r][p] += load(beside.other + at);
+    if (beside.factor) sum[r][p] *= load(beside.factor + at);
     store(out + at, sum[r][p]);
   }
 }
 
 template <class T, int R, int P>
-void last_block(int64_t rows, T* out, const T* w, const T* in, int64_t columns, const T* bias, const T* other) {
+void last_block(int64_t rows, T* out, const T* w, const T* in, int64_t columns, const Beside<T>& beside) {
   if constexpr (R > 0) {
-    if (rows == R) return matrix_block<T, R, P>(out, w, in, columns, bias, other);
-    last_block<T, R - 1, P>(rows, out, w, in, columns, bias, other);
+    if (rows == R) return matrix_block<T, R, P>(out, w, in, columns, beside);
+    last_block<T, R - 1, P>(rows, out, w, in, columns, beside);
   }
 }
 
 template <class T, int P>
-void linear(const Tile<T, P>& tile, const Instruction& i, T* out, const T* in, const T* other, const T* w,
-            const T* bias) {
+void linear(const Instruction& i, T* out, const T* in, const T* w, const Beside<T>& beside) {
+  constexpr int width = Tile<T, P>::width;
   int64_t r = 0;
   for (; r + rows_together <= i.rows; r += rows_together)
-    matrix_block<T, rows_together, P>(out + r * tile.width, w + r * i.columns, in, i.columns, bias ? bias + r : nullptr,
-                                      other ? other + r * tile.width : nullptr);
-  last_block<T, rows_together - 1, P>(i.rows - r, out + r * tile.width, w + r * i.columns, in, i.columns,
-                                      bias ? bias + r : nullptr, other ? other + r * tile.width : nullptr);
+    matrix_block<T, rows_together, P>(out + r * width, w + r * i.columns, in, i.columns, beside.at(r, width));
+  last_block<T, rows_together - 1, P>(i.rows - r, out + r * width, w + r * i.columns, in, i.columns,
+                                      beside.at(r, width));
 }
 
 // N vectors a turn.
@@ -197,7 +208,7 @@ void evaluate(const Trajectory& run, const Tile<T, P>& tile, const T* bias, int6
     const T* const b = i.bias == nothing ? nullptr : bias + i.bias;
     const T* const w = weights + i.weights;
     switch (i.op) {
-      case Op::linear: linear<T, P>(tile, i, out, in, other, w, b); break;
+      case Op::linear: linear<T, P>(i, out, in, w, {b, other, at(i.first)}); break;
       case Op::activate: activate(i, in, out, at(i.first), at(i.second), *w, i.rows * width); break;
       case Op::add:
         for (int64_t r = 0; r < i.rows; ++r)

@@ -20,8 +20,9 @@ struct Place {
   Halves group, sample;
 };
 
-// The four values of each group of V vectors. A place after last_sample is filled with something.
-template <Kind kind, int V, bool seed_per_sample>
+// The four values of each group of V vectors, or with pairs = 1 only the first two. A place after last_sample is filled
+// with something.
+template <Kind kind, int V, bool seed_per_sample, int pairs = 2>
 FPFAST_FN void noise_values(const Place (&place)[V], const Noise& noise, int64_t last_sample,
                             Vector<float> (&z)[V][4]) {
   using Chains = Simd<2 * V>;
@@ -42,24 +43,28 @@ FPFAST_FN void noise_values(const Place (&place)[V], const Noise& noise, int64_t
   }
   const typename Chains::Word draw = typename Chains::Word{} + uint64_t(noise.draw);
   const Words<Chains> w = philox<Chains>({group, sample, sample_high(sample, noise.stream), draw}, k0, k1);
-  typename Chains::U first, second;  // of each pair: words 0 and 2 in `first`, 1 and 3 in `second`
+  using Values = Simd<pairs * V>;
+  typename Values::U first, second;  // of each pair: words 0 and 2 in `first`, 1 and 3 in `second`
   FPFAST_UNROLL
   for (int v = 0; v < V; ++v) {
-    first.v[v] = interleave(w.w0.v[2 * v], w.w0.v[2 * v + 1]),
-    first.v[V + v] = interleave(w.w2.v[2 * v], w.w2.v[2 * v + 1]);
-    second.v[v] = interleave(w.w1.v[2 * v], w.w1.v[2 * v + 1]),
-    second.v[V + v] = interleave(w.w3.v[2 * v], w.w3.v[2 * v + 1]);
+    first.v[v] = interleave(w.w0.v[2 * v], w.w0.v[2 * v + 1]);
+    second.v[v] = interleave(w.w1.v[2 * v], w.w1.v[2 * v + 1]);
+    if constexpr (pairs == 2) {
+      first.v[V + v] = interleave(w.w2.v[2 * v], w.w2.v[2 * v + 1]);
+      second.v[V + v] = interleave(w.w3.v[2 * v], w.w3.v[2 * v + 1]);
+    }
   }
-  Pair<Chains> values;
+  Pair<Values> values;
   if constexpr (kind == Kind::normal) {
-    values = normal_pair<Chains>(first, second);
+    values = normal_pair<Values>(first, second);
   } else {
-    constexpr auto f = kind == Kind::uniform ? uniform_value<Chains> : rademacher_value<Chains>;
+    constexpr auto f = kind == Kind::uniform ? uniform_value<Values> : rademacher_value<Values>;
     values = {f(first), f(second)};
   }
   FPFAST_UNROLL
   for (int v = 0; v < V; ++v) {
-    z[v][0] = values.a.v[v], z[v][1] = values.b.v[v], z[v][2] = values.a.v[V + v], z[v][3] = values.b.v[V + v];
+    z[v][0] = values.a.v[v], z[v][1] = values.b.v[v];
+    if constexpr (pairs == 2) z[v][2] = values.a.v[V + v], z[v][3] = values.b.v[V + v];
   }
 }
 

@@ -34,25 +34,29 @@ void copy_out(const Tile<T, P>& tile, const Port& port, int64_t start, int64_t c
   }
 }
 
-// The noise of elements 4 group ... of the tile's samples: z[4][width].
-template <class T, int P>
+// The noise of elements 4 group, 4 group + 1 ... of the tile's samples, two for each of `pairs`: z[2 pairs][width].
+template <class T, int P, bool seed_per_sample, int pairs>
 void tile_noise(T* z, const Noise& noise, int64_t group, int64_t start, int64_t last_sample) {
-  constexpr int width = Tile<T, P>::width;
-  for (int from = 0; from < width; from += lanes) {
-    Place place[1] = {};
+  constexpr int width = Tile<T, P>::width, vectors = (width + lanes - 1) / lanes;
+  Place place[vectors];
+  for (int v = 0; v < vectors; ++v)
     for (int h = 0; h < 2; ++h)
       for (int i = 0; i < lanes64; ++i) {
-        place[0].group.v[h][i] = uint64_t(group);
-        place[0].sample.v[h][i] = uint64_t(start + from + 2 * i + h);
+        place[v].group.v[h][i] = uint64_t(group);
+        place[v].sample.v[h][i] = uint64_t(start + v * lanes + 2 * i + h);
       }
-    Vector<float> v[1][4];
-    if (noise.per_sample)
-      noise_values<Kind::normal, 1, true>(place, noise, last_sample, v);
-    else
-      noise_values<Kind::normal, 1, false>(place, noise, last_sample, v);
-    for (int j = 0; j < 4; ++j)
-      for (int k = 0; k < std::min(lanes, width - from); ++k) z[j * width + from + k] = T(v[0][j][k]);
-  }
+  Vector<float> values[vectors][4];
+  noise_values<Kind::normal, vectors, seed_per_sample, pairs>(place, noise, last_sample, values);
+  for (int j = 0; j < 2 * pairs; ++j)
+    for (int v = 0; v < vectors; ++v)
+      for (int k = 0; k < std::min(lanes, width - v * lanes); ++k) z[j * width + v * lanes + k] = T(values[v][j][k]);
+}
+
+template <class T, int P>
+void tile_noise(T* z, int64_t rows, const Noise& noise, int64_t group, int64_t start, int64_t last_sample) {
+  const auto make = noise.per_sample ? (rows > 2 ? tile_noise<T, P, true, 2> : tile_noise<T, P, true, 1>)
+                                     : (rows > 2 ? tile_noise<T, P, false, 2> : tile_noise<T, P, false, 1>);
+  make(z, noise, group, start, last_sample);
 }
 
 template <class T, int P, int operands>
@@ -83,8 +87,9 @@ void combine(const Trajectory& run, const Tile<T, P>& tile, const Action& a, con
   noise.stream = uint32_t(a.stream), noise.draw = draw;
   for (int64_t first = 0; first < run.dimension; first += 4) {
     alignas(64) T z[4 * Tile<T, P>::width];
-    tile_noise<T, P>(z, noise, first / 4, start, run.samples - 1);
-    rows(out, x, c, z, row[4], std::min<int64_t>(4, run.dimension - first));
+    const int64_t count = std::min<int64_t>(4, run.dimension - first);
+    tile_noise<T, P>(z, count, noise, first / 4, start, run.samples - 1);
+    rows(out, x, c, z, row[4], count);
     out += 4 * tile.width;
     for (int n = 0; n < operands; ++n) x[n] += 4 * tile.width;
   }
