@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -18,7 +19,7 @@ from fpfast import backends
 from fpfast.assemble import Program, assemble
 from fpfast.errors import bad, integer
 from fpfast.program import Value, divergence, gradient
-from fpfast.recognise import check_modules, recognise
+from fpfast.recognise import check_modules, recognise, snapshot, unchanged
 from fpfast.reference import Key
 from fpfast.traced import Unsupported, first_line
 
@@ -58,8 +59,8 @@ class Fused:
                 raise bad("net", "finite parameters", f"NaN or infinity in {name!r}")
         self._ends: dict[str, Value] = {"output": self._end}
         self._remembered: dict[Any, Any] = {}
-        self._compare("output")
-        self._modules = self._mode()
+        self.compare("output")
+        self._snapshots = [snapshot(module) for module in self.net.modules()]
         self._tensors = self._read()
         self._values = [tensor.detach().clone() for tensor in self._tensors]
 
@@ -69,23 +70,20 @@ class Fused:
     def _read(self) -> list[Tensor]:
         return [*self.net.parameters(), *self.net.buffers()]
 
-    def _mode(self) -> list[tuple[nn.Module, bool]]:
-        return [(module, module.training) for module in self.net.modules()]
-
     def refresh(self) -> None:
-        """Recognises the module again where its parts, their mode or their values have changed.
+        """Recognises the module again where an attribute of it or of its parts, or a parameter's value, has changed.
 
         Values are compared, not version counters: changes by way of ``.data`` do not count there. Raises Unsupported
         where the module is no longer one that the engine runs.
         """
         check_modules(self.net)
-        tensors, modules = self._read(), self._mode()
-        same = len(tensors) == len(self._tensors) and len(modules) == len(self._modules)
-        same = same and all(a is b and p == q for (a, p), (b, q) in zip(modules, self._modules, strict=True))
+        tensors, modules = self._read(), list(self.net.modules())
+        same = len(tensors) == len(self._tensors) and len(modules) == len(self._snapshots)
+        same = same and all(map(unchanged, modules, self._snapshots))
         if not (same and all(map(_unchanged, tensors, self._tensors, self._values))):
             self._recognise()
 
-    def _compare(self, what: str) -> None:
+    def compare(self, what: str) -> None:
         """Runs module and program on a few points: the last guard against a forward that a trace does not see through.
 
         Such as one that asks for types, which are others while it is traced.
@@ -132,9 +130,9 @@ class Fused:
                     raise bad("net", "a potential with one output", self.outputs)
                 self._ends[what] = gradient(self._end, self._source)
                 try:
-                    self._compare(what)
+                    self.compare(what)
                 except Unsupported:
-                    self._tensors = []  # all over again next time, with the same refusal
+                    del self._ends[what]  # all over again next time, with the same refusal
                     raise
             else:
                 of = {"divergence": "output", "laplacian": "gradient"}[what]
@@ -197,8 +195,8 @@ def compile(net: nn.Module, dimension: int) -> Fused:
     """Recognises ``net(x, t)``, x of shape (B, dimension), t of shape (B,) or (B, 1), for the fused engine.
 
     It must be made of Linear, activations (tanh, softplus, SiLU, GELU in its tanh form, ELU, sine), additions and
-    constant factors; t may come in anywhere, through anything elementwise or Linear. Attributes that forward reads,
-    other than parameters, buffers and the training mode, are read now.
+    constant factors; t may come in anywhere, through anything elementwise or Linear. What forward reads from elsewhere
+    than the module and its parts, such as a global variable, is read now.
 
     Raises:
         Unsupported: (a ValueError) names the layer or operation that stopped it.
@@ -209,6 +207,34 @@ def compile(net: nn.Module, dimension: int) -> Fused:
     if (missing := backends.BACKENDS["cpu"].missing()) is not None:
         raise RuntimeError(f"fused.compile: {missing}")
     return Fused(net, dimension)
+
+
+# By id: a reference to the module, and what is known of it, without the module, so that it does not live for ever.
+_known: dict[int, tuple[weakref.ref[nn.Module], dict[str, Any]]] = {}
+
+
+def recognised(net: nn.Module, dimension: int) -> Fused:
+    """``net`` as :class:`Fused`, from an earlier call as long as it is what it was. Raises Unsupported.
+
+    Its attributes and values are compared, and its output on a few points, since it may read what is not its own.
+    """
+    fused: Fused | None = None
+    entry = _known.get(id(net))
+    if entry is not None and entry[0]() is net and entry[1]["dimension"] == dimension:
+        fused = Fused.__new__(Fused)
+        vars(fused).update(entry[1], net=net)
+        try:
+            fused.refresh()
+            fused.compare("output")
+        except Unsupported:  # a new trace knows better
+            fused = None
+    if fused is None:
+        fused = Fused(net, dimension)
+    if len(_known) >= REMEMBERED:
+        _known.clear()
+    key, known = id(net), {name: value for name, value in vars(fused).items() if name != "net"}
+    _known[key] = weakref.ref(net, lambda _: _known.pop(key, None)), known
+    return fused
 
 
 def _unchanged(tensor: Tensor, known: Tensor, value: Tensor) -> bool:

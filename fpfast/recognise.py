@@ -99,7 +99,7 @@ def _trace(net: nn.Module) -> tuple[fx.Graph, dict[str, Tensor]]:
         raise Unsupported("net: its forward does not take (x, t)")
     if missing := [p.name for p in signature[2:] if p.default is inspect.Parameter.empty]:
         raise Unsupported(f"net: its forward needs more than (x, t): {missing}")
-    before = [(module, _snapshot(module)) for module in net.modules()]
+    before = [(module, snapshot(module)) for module in net.modules()]
     random_states = _RandomStates()
     changed: set[str] = set()
     constants: dict[str, Tensor] = {}
@@ -137,13 +137,24 @@ class _RandomStates:
         return not (same and all(numpy.array_equal(a, b) for a, b in zip(now.numpy, self.numpy, strict=True)))
 
 
-def _snapshot(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+Snapshot = dict[str, tuple[Any, Any]]
+
+
+def snapshot(module: nn.Module) -> Snapshot:
     """Each attribute with a copy of what it holds, if it is a container."""
     return {name: (value, copy.copy(value) if isinstance(value, list | dict | set) else None)
             for name, value in vars(module).items()}  # fmt: skip
 
 
-def _restore(module: nn.Module, old: dict[str, tuple[Any, Any]]) -> set[str]:
+def unchanged(module: nn.Module, old: Snapshot) -> bool:
+    """If all attributes are what they were, containers with the same items."""
+    now = vars(module)
+    return now.keys() == old.keys() and all(
+        now[name] is value and (held is None or _same_items(value, held)) for name, (value, held) in old.items()
+    )
+
+
+def _restore(module: nn.Module, old: Snapshot) -> set[str]:
     """Puts a module's attributes back, and says which had changed."""
     now = vars(module)
     changed = {name for name in {**old, **now} if name not in old or name not in now or old[name][0] is not now[name]}

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from fpfast import backends
 from fpfast.errors import bad
-from fpfast.fused import Fused, Unsupported
+from fpfast.fused import Fused, Unsupported, recognised
 from fpfast.loop import Callback
 from fpfast.reference import Key
 from fpfast.score import Score
@@ -51,7 +51,7 @@ def fusible(
     if other := {str(one) for one in held if one != dtype}:
         return None, f"the network's parameters are {', '.join(sorted(other))}"
     try:
-        fused = Fused(net, shape[1])
+        fused = recognised(net, shape[1])
         if fused.outputs != outputs or _flat_score(fused, score):
             return None, f"the network has {fused.outputs} outputs" + ", flat" * fused.flat
         fused.value(_what(score))
