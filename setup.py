@@ -29,9 +29,7 @@ KERNEL_FLAGS = [
     *("-std=c++17", "-O3", "-fopenmp"),
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
 ]
-# Noise is one long chain of operations, which GCC had better schedule before it hands out registers; matrix blocks hold
-# their sums in all registers there are, and lose by it.
-CPU_SOURCES = {"kernels": ["-fschedule-insns"], "trajectory": []}
+CPU_SOURCES = ("kernels", "trajectory")
 CUDA_ARCHITECTURES = ("80", "90", "100", "120")
 
 
@@ -78,12 +76,13 @@ class BuildNative(build_ext):
         temporary.mkdir(parents=True, exist_ok=True)
         include = ["-I" + directory for directory in (*ext.include_dirs, *self.compiler.include_dirs)]
         levels = LEVELS if X86 else {"baseline": []}
-        compiler = [*self.compiler.compiler_so, "-fPIC", "-fvisibility=hidden"]
+        # Python's own flags ask for debugging symbols, which would be nineteen twentieths of the module.
+        compiler = [*self.compiler.compiler_so, "-g0", "-fPIC", "-fvisibility=hidden"]
         objects = []
         for level, flags in levels.items():
-            for source, more in CPU_SOURCES.items():
+            for source in CPU_SOURCES:
                 objects.append(temporary / f"{source}_{level}.o")
-                command = [*compiler, *KERNEL_FLAGS, *more, *flags, f"-DFPFAST_LEVEL={level}"]
+                command = [*compiler, *KERNEL_FLAGS, *flags, f"-DFPFAST_LEVEL={level}"]
                 self.spawn([*command, "-c", str(ROOT / f"csrc/cpu/{source}.cpp"), "-o", str(objects[-1])])
         defines = ["-DFPFAST_X86"] if X86 else []
         libraries: list[str] = []

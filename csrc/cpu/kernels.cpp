@@ -13,8 +13,9 @@ namespace {
 
 constexpr int64_t block_groups = 8 * lanes;
 constexpr int64_t block_elements = 4 * block_groups;
-constexpr int64_t serial_below = 1 << 14;      // elements: a parallel region costs about as much as these
-constexpr int together = lanes == 16 ? 2 : 1;  // vectors whose noise is made side by side: what registers hold
+constexpr int64_t serial_below = 1 << 14;  // elements: a parallel region costs about as much as these
+// Vectors whose words, and whose values, are made side by side: what registers hold.
+constexpr int words_together = lanes == 16 ? 4 : 2, values_together = 2;
 
 int64_t groups_per_sample(int64_t elements) { return (elements + 3) / 4; }
 
@@ -23,18 +24,32 @@ int64_t element_of(int64_t q, int64_t groups, int64_t elements) {
   return q / groups * elements + std::min(q % groups * 4, elements);
 }
 
-// Noise of the flat groups [q, q + block_groups), four values each, into z.
+// Noise of the flat groups [q, q + block_groups), four values each, into z. First all words, then all values: each
+// half's chain of dependent operations is short enough for the processor to run several of them at a time.
 template <Kind kind, bool seed_per_sample>
 void whole_groups(float* z, const Noise& noise, int64_t q, int64_t groups, int64_t last_sample) {
+  alignas(64) uint32_t words[4][block_groups];
   Walk walk(groups, q);
-  for (int64_t at = 0; at < block_elements; at += 4 * lanes * together) {
-    Place place[together];
+  for (int64_t at = 0; at < block_groups; at += lanes * words_together) {
+    Place place[words_together];
     for (Place& one : place) one = walk.next();
-    Vector<float> v[together][4];
-    noise_values<kind, together, seed_per_sample>(place, noise, last_sample, v);
-    for (int k = 0; k < together; ++k) {
-      transpose_blocks(v[k][0], v[k][1], v[k][2], v[k][3]);
-      for (int j = 0; j < 4; ++j) store(z + at + (4 * k + j) * lanes, v[k][j]);
+    const auto made = noise_words<words_together, seed_per_sample>(place, noise, last_sample);
+    for (int r = 0; r < 4; ++r)
+      for (int v = 0; v < words_together; ++v) store(&words[r][at + v * lanes], made.words[r].v[v]);
+  }
+  constexpr int N = values_together;
+  for (int64_t at = 0; at < block_groups; at += lanes * N) {
+    Pack<uint32_t, 2 * N> first, second;  // words 0 and 2, words 1 and 3
+    for (int v = 0; v < N; ++v) {
+      first.v[v] = load(&words[0][at + v * lanes]), first.v[N + v] = load(&words[2][at + v * lanes]);
+      second.v[v] = load(&words[1][at + v * lanes]), second.v[N + v] = load(&words[3][at + v * lanes]);
+    }
+    auto values = two_values<kind, 2 * N>(first, second);
+    for (int v = 0; v < N; ++v) {
+      transpose_blocks(values.a.v[v], values.b.v[v], values.a.v[N + v], values.b.v[N + v]);
+      float* const out = z + 4 * (at + v * lanes);
+      store(out, values.a.v[v]), store(out + lanes, values.b.v[v]);
+      store(out + 2 * lanes, values.a.v[N + v]), store(out + 3 * lanes, values.b.v[N + v]);
     }
   }
 }
@@ -104,16 +119,6 @@ void combine_range(const Combine& op, const float* z, int64_t start, int64_t sto
   }
 }
 
-// Asks for operands ahead of their use: they come in while the noise is made.
-template <int operands>
-void fetch(const Combine& op, int64_t start, int64_t count) {
-  for (int k = 0; k < operands; ++k) {
-    const int64_t size = op.dtype[k] == Dtype::float32 ? 4 : 2;
-    const char* from = static_cast<const char*>(op.operand[k]) + start * size;
-    for (int64_t at = 0; at < count * size; at += 64) __builtin_prefetch(from + at);
-  }
-}
-
 template <int operands, bool noisy>
 void combine_all(const Combine& op, int threads) {
   const int64_t total = op.samples * op.elements;
@@ -125,7 +130,6 @@ void combine_all(const Combine& op, int threads) {
     const int64_t q = b * block_groups, count = std::min(block_groups, units - q);
     alignas(64) float z[noisy ? block_elements : 1];
     if constexpr (noisy) {
-      fetch<operands>(op, element_of(q, groups, op.elements), block_elements);
       noise_block<Kind::normal>(z, op.noise, q, count, op.samples, op.elements);
       const int64_t stop = element_of(q + count, groups, op.elements);
       combine_range<operands, noisy>(op, z, element_of(q, groups, op.elements), stop);

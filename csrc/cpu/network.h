@@ -102,7 +102,7 @@ FPFAST_FN void activate_some(const float* in, float* out, float* first, float* s
 
 template <Activation kind, int wants>
 void activate_all(const float* in, float* out, float* first, float* second, float parameter, int64_t count) {
-  constexpr int together = 2;
+  constexpr int together = lanes == 16 ? 4 : 2;  // what registers hold
   int64_t k = 0;
   for (; k + together * lanes <= count; k += together * lanes)
     activate_some<kind, wants, together>(in + k, out + k, first + k, second + k, parameter);

@@ -20,11 +20,15 @@ struct Place {
   Halves group, sample;
 };
 
-// The four values of each group of V vectors, or with pairs = 1 only the first two. A place after last_sample is filled
-// with something.
-template <Kind kind, int V, bool seed_per_sample, int pairs = 2>
-FPFAST_FN void noise_values(const Place (&place)[V], const Noise& noise, int64_t last_sample,
-                            Vector<float> (&z)[V][4]) {
+// The four words of each group of V vectors: words[r] has word r of all of them, in the order of lanes. A place after
+// last_sample is filled with something.
+template <int V>
+struct GroupWords {
+  Pack<uint32_t, V> words[4];
+};
+
+template <int V, bool seed_per_sample>
+FPFAST_FN GroupWords<V> noise_words(const Place (&place)[V], const Noise& noise, int64_t last_sample) {
   using Chains = Simd<2 * V>;
   typename Chains::Word k0 = {}, k1 = {}, group, sample;
   FPFAST_UNROLL
@@ -43,29 +47,23 @@ FPFAST_FN void noise_values(const Place (&place)[V], const Noise& noise, int64_t
   }
   const typename Chains::Word draw = typename Chains::Word{} + uint64_t(noise.draw);
   const Words<Chains> w = philox<Chains>({group, sample, sample_high(sample, noise.stream), draw}, k0, k1);
-  using Values = Simd<pairs * V>;
-  typename Values::U first, second;  // of each pair: words 0 and 2 in `first`, 1 and 3 in `second`
+  GroupWords<V> out;
   FPFAST_UNROLL
   for (int v = 0; v < V; ++v) {
-    first.v[v] = interleave(w.w0.v[2 * v], w.w0.v[2 * v + 1]);
-    second.v[v] = interleave(w.w1.v[2 * v], w.w1.v[2 * v + 1]);
-    if constexpr (pairs == 2) {
-      first.v[V + v] = interleave(w.w2.v[2 * v], w.w2.v[2 * v + 1]);
-      second.v[V + v] = interleave(w.w3.v[2 * v], w.w3.v[2 * v + 1]);
-    }
+    out.words[0].v[v] = interleave(w.w0.v[2 * v], w.w0.v[2 * v + 1]);
+    out.words[1].v[v] = interleave(w.w1.v[2 * v], w.w1.v[2 * v + 1]);
+    out.words[2].v[v] = interleave(w.w2.v[2 * v], w.w2.v[2 * v + 1]);
+    out.words[3].v[v] = interleave(w.w3.v[2 * v], w.w3.v[2 * v + 1]);
   }
-  Pair<Values> values;
-  if constexpr (kind == Kind::normal) {
-    values = normal_pair<Values>(first, second);
-  } else {
-    constexpr auto f = kind == Kind::uniform ? uniform_value<Values> : rademacher_value<Values>;
-    values = {f(first), f(second)};
-  }
-  FPFAST_UNROLL
-  for (int v = 0; v < V; ++v) {
-    z[v][0] = values.a.v[v], z[v][1] = values.b.v[v];
-    if constexpr (pairs == 2) z[v][2] = values.a.v[V + v], z[v][3] = values.b.v[V + v];
-  }
+  return out;
+}
+
+// The values of two words: words 0 and 1 of a group, or 2 and 3.
+template <Kind kind, int N>
+FPFAST_FN Pair<Simd<N>> two_values(const Pack<uint32_t, N>& first, const Pack<uint32_t, N>& second) {
+  if constexpr (kind == Kind::normal) return normal_pair<Simd<N>>(first, second);
+  if constexpr (kind == Kind::uniform) return {uniform_value<Simd<N>>(first), uniform_value<Simd<N>>(second)};
+  return {rademacher_value<Simd<N>>(first), rademacher_value<Simd<N>>(second)};
 }
 
 // Walks over the groups of all samples in a row, a vector at a time. Lane 4 L + j gets group j lanes / 4 + L of the

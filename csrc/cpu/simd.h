@@ -97,24 +97,6 @@ FPFAST_FN Vector<float> max(Vector<float> a, Vector<float> b) {
 #endif
 }
 
-// For sines of large arguments, r and the number of quarter turns by way of float64.
-FPFAST_FN void reduce_large(Vector<float> z, Vector<float>& r, Vector<uint32_t>& quadrant) {
-  float largest = 0;
-  for (int k = 0; k < lanes; ++k) largest = fabsf(z[k]) <= 0x1p13f ? largest : 0x1p14f;
-  if (largest == 0) return;
-  for (int k = 0; k < lanes; ++k) {
-    if (fabsf(z[k]) <= 0x1p13f) continue;
-    const double angle = atan2(::sin(double(z[k])), ::cos(double(z[k]))),
-                 turns = nearbyint(angle * 0x1.45f306dc9c883p-1);
-    if (angle != angle) {
-      r[k] = float(angle);
-      continue;
-    }
-    r[k] = float(angle - turns * 0x1.921fb54442d18p+0);
-    quadrant[k] = uint32_t(int32_t(turns));
-  }
-}
-
 // The product of the lower halves of 64-bit lanes.
 FPFAST_FN Vector<uint64_t> multiply_halves(Vector<uint64_t> a, Vector<uint64_t> b) {
 #if defined(__SSE2__)
@@ -138,14 +120,41 @@ FPFAST_FN Vector<float> word_to_float(Vector<uint32_t> word) {
 #if defined(__AVX512F__)
 using Mask = __mmask16;
 FPFAST_FN Mask negative(Vector<float> v) { return _mm512_movepi32_mask(__m512i(v)); }
+FPFAST_FN bool any(Mask m) { return m != 0; }
 FPFAST_FN Mask odd(Vector<int32_t> v) { return _mm512_test_epi32_mask(__m512i(v), _mm512_set1_epi32(1)); }
 FPFAST_FN Vector<float> select(Mask m, Vector<float> yes, Vector<float> no) { return _mm512_mask_blend_ps(m, no, yes); }
 #else
 using Mask = Vector<int32_t>;
 FPFAST_FN Mask negative(Vector<float> v) { return Vector<int32_t>(v) < 0; }
+FPFAST_FN bool any(Mask m) {
+#if defined(__SSE2__)
+  return FPFAST_MM(movemask_ps)(Vector<float>(m)) != 0;
+#else
+  int32_t some = 0;
+  for (int k = 0; k < lanes; ++k) some |= m[k];
+  return some != 0;
+#endif
+}
 FPFAST_FN Mask odd(Vector<int32_t> v) { return (v & 1) != 0; }
 FPFAST_FN Vector<float> select(Mask m, Vector<float> yes, Vector<float> no) { return m ? yes : no; }
 #endif
+
+// For sines of large arguments, r and the number of quarter turns by way of float64.
+FPFAST_FN void reduce_large(Vector<float> z, Vector<float>& r, Vector<uint32_t>& quadrant) {
+  const auto magnitude = Vector<float>(Vector<uint32_t>(z) & 0x7FFFFFFFu);
+  if (!any(negative(0x1p13f - magnitude))) return;
+  for (int k = 0; k < lanes; ++k) {
+    if (fabsf(z[k]) <= 0x1p13f) continue;
+    const double angle = atan2(::sin(double(z[k])), ::cos(double(z[k]))),
+                 turns = nearbyint(angle * 0x1.45f306dc9c883p-1);
+    if (angle != angle) {
+      r[k] = float(angle);
+      continue;
+    }
+    r[k] = float(angle - turns * 0x1.921fb54442d18p+0);
+    quadrant[k] = uint32_t(int32_t(turns));
+  }
+}
 
 // 32-bit words live in two vectors of 64-bit lanes, lane l in vector l % 2. This puts them together again.
 FPFAST_FN Vector<uint32_t> interleave(Vector<uint64_t> even, Vector<uint64_t> odd) {

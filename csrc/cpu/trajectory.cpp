@@ -34,6 +34,13 @@ void copy_out(const Tile<T, P>& tile, const Port& port, int64_t start, int64_t c
   }
 }
 
+// Numbers of a vector, widened to T: as many as there are, at most `count`.
+template <class T>
+FPFAST_FN void store_as(T* to, Vector<float> from, int count) {
+  if constexpr (sizeof(T) == sizeof(float)) return store(to, from);
+  for (int k = 0; k < std::min(lanes, count); ++k) to[k] = T(from[k]);
+}
+
 // The noise of elements 4 group, 4 group + 1 ... of the tile's samples, two for each of `pairs`: z[2 pairs][width].
 template <class T, int P, bool seed_per_sample, int pairs>
 void tile_noise(T* z, const Noise& noise, int64_t group, int64_t start, int64_t last_sample) {
@@ -45,11 +52,14 @@ void tile_noise(T* z, const Noise& noise, int64_t group, int64_t start, int64_t 
         place[v].group.v[h][i] = uint64_t(group);
         place[v].sample.v[h][i] = uint64_t(start + v * lanes + 2 * i + h);
       }
-  Vector<float> values[vectors][4];
-  noise_values<Kind::normal, vectors, seed_per_sample, pairs>(place, noise, last_sample, values);
-  for (int j = 0; j < 2 * pairs; ++j)
-    for (int v = 0; v < vectors; ++v)
-      for (int k = 0; k < std::min(lanes, width - v * lanes); ++k) z[j * width + v * lanes + k] = T(values[v][j][k]);
+  const auto made = noise_words<vectors, seed_per_sample>(place, noise, last_sample);
+  for (int pair = 0; pair < pairs; ++pair, z += 2 * width) {
+    const auto values = two_values<Kind::normal, vectors>(made.words[2 * pair], made.words[2 * pair + 1]);
+    for (int v = 0; v < vectors; ++v) {
+      store_as(z + v * lanes, values.a.v[v], width - v * lanes);
+      store_as(z + width + v * lanes, values.b.v[v], width - v * lanes);
+    }
+  }
 }
 
 template <class T, int P>
