@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import report
-from bench.machine import Machine, cores, processor
+from bench.machine import Machine, cores, processor, touch_memory
 from bench.timing import Row, measure
 
 SUITES = {"cpu-engine": ("authors", "small", "combine", "normal", "interleaved", "levels", "widths")}
@@ -49,6 +49,7 @@ def work(options: argparse.Namespace) -> None:
     torch.set_num_threads(threads)
     from bench import cases  # after the number of threads is set: JAX is told of it at import
 
+    touch_memory()
     machine = Machine(threads)
     peak = machine.peak()
     settings = cases.Settings(threads, options.quick, options.reference_data, machine)

@@ -14,7 +14,7 @@ Run = Callable[[], Any]
 Side = Callable[[], tuple[Run, str]]
 
 SHORTEST = 0.02  # seconds; a run that takes less is repeated within one sample
-PAUSE = 0.005  # lets the idle threads of the side before stop spinning
+PAUSE = 0.05  # for what the side before leaves to other threads: JAX gives 256 MiB back after it has returned
 
 
 @dataclass(frozen=True)
