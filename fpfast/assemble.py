@@ -256,7 +256,7 @@ class _Assembler:
             self.release(operand, keep=operand is heir)
 
     def inherit(self, value: Value, *candidates: Value | None) -> Value | None:
-        """Gives a value the place of a candidate that nobody needs any more, and says whose; else a place of its own."""
+        """Gives a value the place of a candidate that nobody needs any more, and says whose; else a new one."""
         for old in candidates:
             if old is not None and self.left[old] == 1 and self.place[old] >= 0 and value is not self.end:
                 self.place[value] = self.place[old]
