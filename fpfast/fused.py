@@ -230,7 +230,7 @@ def recognised(net: nn.Module, dimension: int) -> Fused:
             fused = None
     if fused is None:
         fused = Fused(net, dimension)
-    if len(_known) >= REMEMBERED:
+    if id(net) not in _known and len(_known) >= REMEMBERED:
         _known.clear()
     key, known = id(net), {name: value for name, value in vars(fused).items() if name != "net"}
     _known[key] = weakref.ref(net, lambda _: _known.pop(key, None)), known

@@ -112,8 +112,8 @@ def sample(
         callback_steps: the steps (1 to steps) after which it is called; default: all.
         return_info: return (samples, :class:`Info`).
 
-    On the CPU a perceptron (see :mod:`fpfast.fused`) is called once, on three points, to check what was recognised: its
-    layers run inside the kernel, all steps in one go. backend="reference" calls it as any other network is called: as
+    On the CPU the layers of a perceptron (see :mod:`fpfast.fused`) run inside the kernel, all steps in one go. It is
+    called once, on three points, to check what was recognised; a potential a second time when it is new. backend="reference" calls it as any other network is called: as
     it is, so put it in evaluation mode if it has dropout. Its inputs x and t are the run's own memory and are
     overwritten by the next step, so a network must not change them, and must clone what it wants to keep.
 

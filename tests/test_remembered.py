@@ -86,6 +86,26 @@ def test_traced_once(traces):
     assert len(traces) == 1
 
 
+def test_calls_of_the_module():
+    """On three points: once a run, and for a potential's gradient once more when it is new."""
+    calls = []
+
+    class Counted(Plain):
+        def forward(self, x, t):
+            if isinstance(x, torch.Tensor):
+                calls.append(tuple(x.shape))
+            return super().forward(x, t)
+
+    net = Counted()
+    counts = []
+    for _ in range(3):
+        calls.clear()
+        assert run(net)[1].fused
+        assert set(calls) == {(3, 2)}
+        counts.append(len(calls))
+    assert counts == [2, 1, 1]
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_change_between_runs(change):
     net = type("Net", (Knobs,), {})()
