@@ -1,8 +1,10 @@
 """Samples score-based diffusion models, and measures how far their ODE and SDE samples are apart, in fused kernels."""
 
 from fpfast import fused, noise
+from fpfast.divergence import ESTIMATORS, divergence
 from fpfast.gap import gap
 from fpfast.mixture import GaussianMixture
+from fpfast.residual import fp_residual
 from fpfast.sample import Info, sample
 from fpfast.score import Score
 from fpfast.sde import EDM, OU, VE, VP, Flow, SubVP
@@ -12,6 +14,7 @@ from fpfast.times import TIMES
 __version__ = "0.1.0"
 __all__ = [
     "EDM",
+    "ESTIMATORS",
     "OU",
     "SOLVERS",
     "TIMES",
@@ -22,6 +25,8 @@ __all__ = [
     "Info",
     "Score",
     "SubVP",
+    "divergence",
+    "fp_residual",
     "fused",
     "gap",
     "noise",

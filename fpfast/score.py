@@ -133,18 +133,40 @@ class Score:
 
         t is a number or a tensor of shape (B,), in [0, T]. Raises ValueError for another shape or range.
         """
+        t = self.times(x, t)
+        return self.combine(self.outputs(x, t.to(x.dtype)), x, t)
+
+    def times(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """t as float64 of shape (B,), checked; see :meth:`__call__`."""
         t = torch.as_tensor(t, dtype=torch.float64, device=x.device)
         if t.ndim and t.shape != x.shape[:1]:
             raise bad("t", f"a number or shape ({x.shape[0]},)", tuple(t.shape))
         top = self.sde.T * (1 + 1e-6)  # a T that was rounded to float32 on its way here is still T
-        if t.numel() and not (float(t.min()) >= 0 and float(t.max()) <= top):
-            raise bad("t", f"times in [0, {self.sde.T}]", f"[{float(t.min())}, {float(t.max())}]")
-        outputs = self.outputs(x, t.to(x.dtype).expand(x.shape[0]))
-        p, q = self.affine(t.clamp(max=self.sde.T))
+        seen = t.detach()
+        if t.numel() and not (float(seen.min()) >= 0 and float(seen.max()) <= top):
+            raise bad("t", f"times in [0, {self.sde.T}]", f"[{float(seen.min())}, {float(seen.max())}]")
+        t = t - (seen - self.sde.T).clamp(min=0)  # a clamp of t itself would lose its derivative
+        return t.expand(x.shape[0])
+
+    def combine(self, outputs: tuple[Tensor, ...], x: Tensor, t: Tensor) -> Tensor:
+        """s from the network's outputs at x and t (B,)."""
+        p, q = self.affine(t)
         score = per_sample(p, x) * x
         for weight, y in zip(self.weights, outputs, strict=True):
             score = score + per_sample(weight * q, x) * y.to(x.dtype)
         return score
+
+    def function(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """s(x, t) for x (B, ...) and t (B,) as a function that torch.func can transform; arguments are not checked."""
+        module = self.net.net if isinstance(self.net, Fused) else self.net
+        plain = Score(module, self.sde, self.predicts, self.guidance)
+
+        def s(x: Tensor, t: Tensor) -> Tensor:
+            if plain.predicts == "potential":
+                return torch.func.grad(lambda x: plain.potential(x, t).sum())(x)
+            return plain.combine(plain._call(x, t), x, t)
+
+        return s
 
     def _call(self, x: Tensor, t: Tensor) -> tuple[Any, ...]:
         column = getattr(self.net, "time_column", False)
@@ -155,6 +177,21 @@ class Score:
             raise TypeError(f"net: expected a pair (conditional, unconditional) for guidance, got {type(y).__name__}")
         return tuple(y)
 
+    def potential(self, x: Tensor, t: Tensor) -> Tensor:
+        """phi(x, t), (B,), for x (B, ...) and t (B,), of a network that predicts "potential". One call.
+
+        Raises ValueError for a network that predicts something else, or whose output is not (B,) or (B, 1).
+        """
+        if self.predicts != "potential":
+            raise bad("predicts", "'potential'", repr(self.predicts))
+        potentials = [_tensor(phi) for phi in self._call(x, t)]
+        for phi in potentials:
+            if tuple(phi.shape) not in ((x.shape[0],), (x.shape[0], 1)):
+                raise bad("net", f"potentials of shape ({x.shape[0]},) or ({x.shape[0]}, 1)", tuple(phi.shape))
+        w = self.guidance
+        phi = potentials[0] if w is None else w * potentials[0] + (1 - w) * potentials[1]
+        return phi.reshape(x.shape[0])
+
     def _gradient(self, x: Tensor, t: Tensor) -> Tensor:
         wanted = torch.is_grad_enabled()  # while sampling it is not, and no graph outlives this call
         with torch.inference_mode(False), torch.enable_grad():
@@ -162,12 +199,7 @@ class Score:
                 x, t = x.clone(), t.clone()
             if not (wanted and x.requires_grad):
                 x = x.detach().requires_grad_()
-            potentials = [_tensor(phi) for phi in self._call(x, t)]
-            for phi in potentials:
-                if tuple(phi.shape) not in ((x.shape[0],), (x.shape[0], 1)):
-                    raise bad("net", f"potentials of shape ({x.shape[0]},) or ({x.shape[0]}, 1)", tuple(phi.shape))
-            w = self.guidance
-            phi = potentials[0] if w is None else w * potentials[0] + (1 - w) * potentials[1]
+            phi = self.potential(x, t)
             if not phi.requires_grad:
                 raise bad("net", "a potential that autograd can differentiate in x", "an output without a graph")
             return torch.autograd.grad(phi.sum(), x, create_graph=wanted)[0]

@@ -1,0 +1,331 @@
+"""Estimators of what second derivatives say about a score: its divergence, and its Fokker-Planck residual. ESTIMATORS
+
+At points x of shape (B, ...) and times t an estimator gives independent estimates, one for each random probe v with
+E[v v^T] = I, of
+
+    div s = tr J,  J = ds/dx,                                                 shape (B,)
+    eps = d_t s + a s + J^T w - g^2/2 grad(div s),  w = a x - g^2 s,          shape of x
+
+(the second is the residual of the score's Fokker-Planck equation; Lai et al., "FP-Diffusion", arXiv 2210.04296, eq. 9).
+The first three below differentiate backwards and are unbiased for every score. The others look along a curve through x,
+
+    c(r) = s(x + r g v - r^2 w, t - r^2),    c''(0) = g^2 D^2 s[v, v] - 2 (D s[w] + d_t s),
+
+so that eps = a s - E c''(0) / 2 for a score that is a gradient; for others it differs from the residual by
+(J - J^T) w + g^2/2 (grad div s - Laplacian s). At r = +-sqrt(h), x + r g v - r^2 w is an antithetic pair of reverse
+Euler-Maruyama steps: the sampler's own moves.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fpfast import noise
+from fpfast.errors import bad, integer, key
+from fpfast.fused import EXACT_DIVERGENCE, Fused
+from fpfast.points import DISTRIBUTIONS, Points, Probes, dot
+from fpfast.score import Score
+from fpfast.sde import per_sample
+
+SKETCH = 3  # Hutch++ spends a third of its products on the range of J, a third on the trace there, a third on the rest
+
+
+class Estimated(NamedTuple):
+    """A value for each point, its standard error over the probes, and the estimator that gave it."""
+
+    value: Tensor
+    error: Tensor | None  # None where the value is exact, or comes from a single probe
+    estimator: str
+
+
+class Estimator(ABC):
+    """One row of the table. Both methods give independent estimates, one for each probe."""
+
+    fewest = 1  # probes
+
+    @abstractmethod
+    def divergence(self, at: Points, probes: Probes) -> Iterator[Tensor]:
+        """Estimates of div s, (B,)."""
+
+    @abstractmethod
+    def residual(self, at: Points, probes: Probes) -> Iterator[Tensor]:
+        """Estimates of the score's residual, shape of x."""
+
+
+class _Backward(Estimator):
+    """The residual as d_t s - grad U, U = g^2/2 (div s + |s|^2) - a x.s, the gradient of an estimate of div s."""
+
+    @abstractmethod
+    def traces(self, at: Points, probes: Probes, further: bool) -> Iterator[Tensor]:
+        """Estimates of div s, with a graph to x where it is needed further."""
+
+    def divergence(self, at: Points, probes: Probes) -> Iterator[Tensor]:
+        with torch.enable_grad():
+            for trace in self.traces(at, probes, False):
+                yield trace if at.graph else trace.detach()
+
+    def residual(self, at: Points, probes: Probes) -> Iterator[Tensor]:
+        with torch.enable_grad():
+            a, g2 = at.a.flatten(), at.g2.flatten()
+            own = g2 / 2 * dot(at.s, at.s) - a * dot(at.x, at.s)
+            for trace in self.traces(at, probes, True):
+                u = g2 / 2 * trace + own
+                eps = at.d_t - at.backward(u, torch.ones_like(u))
+                yield eps if at.graph else eps.detach()
+
+
+class Exact(_Backward):
+    """d backward passes, one for each coordinate; one call of the fused engine where it can answer."""
+
+    def traces(self, at: Points, probes: Probes, further: bool) -> Iterator[Tensor]:
+        if not further and not at.graph and (fused := _fused(at)) is not None:
+            yield fused
+            return
+        total = torch.zeros(len(at.x), dtype=at.x.dtype, device=at.x.device)
+        for unit in at.by_coordinate():
+            total = total + dot(at.backward(at.s, unit, further), unit)
+        yield total
+
+
+def _fused(at: Points) -> Tensor | None:
+    net, score = at.score.net, at.score
+    if not isinstance(net, Fused) or score.guidance is not None or net.dimension > EXACT_DIVERGENCE or at.x.ndim != 2:
+        return None
+    x, t = at.x.detach(), at.t.detach()
+    if not net.serves(x, t):
+        return None
+    p, q = (per_sample(c, t) for c in score.affine(t.double()))
+    return p * x.shape[1] + q * net.divergence(x, t, potential=score.predicts == "potential")
+
+
+class Hutchinson(_Backward):
+    """v^T J v, one backward pass a probe (Hutchinson 1990; for scores Song et al., arXiv 2011.13456, eq. 40).
+
+    Its variance is 2 |(J + J^T)/2|_F^2 with normal probes, and less the diagonal's share with Rademacher's.
+    """
+
+    def traces(self, at: Points, probes: Probes, further: bool) -> Iterator[Tensor]:
+        for v in probes:
+            yield dot(at.backward(at.s, v, further), v)
+
+
+class HutchPP(_Backward):
+    """Hutch++ (Meyer et al., arXiv 2010.09649): exact on the range Q of J^T S, Hutchinson's on what is left.
+
+        tr(Q^T J Q) + v^T (I - Q Q^T) J (I - Q Q^T) v
+
+    Of K probes K // 3 are the columns of S, as many products make the first trace, the others are v. Q does not depend
+    on v, so the estimate and, with Q held fixed, its gradient are unbiased. Where J is nearly of low rank the variance
+    falls with 1 / K^2.
+    """
+
+    fewest = SKETCH
+
+    def traces(self, at: Points, probes: Probes, further: bool) -> Iterator[Tensor]:
+        sketch = min(probes.count // SKETCH, at.x[0].numel())
+        columns = [at.backward(at.s, probes.draw(k)).detach().flatten(1) for k in range(sketch)]
+        q, _ = torch.linalg.qr(torch.stack(columns, dim=2))  # [B, d, sketch]
+        within = torch.zeros(len(at.x), dtype=at.x.dtype, device=at.x.device)
+        for column in q.unbind(2):
+            v = column.reshape(at.x.shape)
+            within = within + dot(at.backward(at.s, v, further), v)
+        for k in range(2 * sketch, probes.count):
+            v = probes.draw(k).flatten(1)
+            v = (v - (q @ (q.mT @ v[:, :, None]))[:, :, 0]).reshape(at.x.shape)
+            yield within + dot(at.backward(at.s, v, further), v)
+
+
+class Taylor(Estimator):
+    """c'(0) and c''(0) by forward mode: one pass of second-order Taylor mode a probe, unbiased for a gradient score.
+
+    Needs a network that forward mode goes through twice (torch.func.jvp); fused attention, for one, is not.
+    """
+
+    def divergence(self, at: Points, probes: Probes) -> Iterator[Tensor]:
+        s = at.score.function()
+        for v in probes:
+            yield dot(_forward(at, lambda r, v=v: s(at.x + r * v, at.t), 1), v)  # type: ignore[misc]
+
+    def residual(self, at: Points, probes: Probes) -> Iterator[Tensor]:
+        s, g, w = at.score.function(), at.g2.sqrt(), at.w
+        for v in probes:
+            second = _forward(at, lambda r, v=v: s(at.x + r * g * v - r * r * w, at.t - r * r), 2)  # type: ignore[misc]
+            yield at.a * at.value - second / 2
+
+
+def _forward(at: Points, curve: Callable[[Tensor], Tensor], order: int) -> Tensor:
+    """The first or second derivative of a curve at 0."""
+
+    def derivative(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda r: torch.func.jvp(f, (r,), (torch.ones_like(r),))[1]
+
+    for _ in range(order):
+        curve = derivative(curve)
+    try:
+        with torch.set_grad_enabled(at.graph):
+            found = curve(torch.zeros((), dtype=at.x.dtype, device=at.x.device))
+    except (RuntimeError, NotImplementedError) as error:
+        raise RuntimeError(
+            f"estimator 'taylor': forward mode does not go through the network ({str(error).splitlines()[0]}); "
+            "take 'hutchinson', 'martingale' or 'finite_difference'"
+        ) from error
+    return found if at.graph else found.detach()
+
+
+class FiniteDifference(Estimator):
+    """Central differences of the score along v, and along (w, 1) in space and time; no derivative of the network.
+
+    Times stay in [t_min, T], where the difference in time is one-sided. See :func:`_step` for the steps.
+    """
+
+    def divergence(self, at: Points, probes: Probes) -> Iterator[Tensor]:
+        t, step = at.t.detach(), (at.g2 * _step(at, 1.0, 2 / 3)).sqrt()
+        for v in probes:
+            yield dot(at.at(at.x + step * v, t) - at.at(at.x - step * v, t), v / (2 * step))
+
+    def residual(self, at: Points, probes: Probes) -> Iterator[Tensor]:
+        h, w, t, sde = _step(at, 2.0, 1 / 3), at.w, at.t.detach(), at.score.sde
+        late = torch.maximum(t + h.flatten(), _beside(t, math.inf)).clamp(max=sde.T)
+        early = torch.minimum(t - h.flatten(), _beside(t, -math.inf)).clamp(min=sde.t_min)
+        ends = [at.at(at.x + per_sample(end - t, w) * w, end) for end in (late, early)]
+        along = (ends[0] - ends[1]) / per_sample(late - early, w)
+        for v in probes:
+            step = (at.g2 * h).sqrt() * v
+            second = at.at(at.x + step, t) + at.at(at.x - step, t) - 2 * at.value
+            yield along + at.a * at.value - second / (2 * h)
+
+
+class _Pair(NamedTuple):
+    v: Tensor
+    h: Tensor
+    a: Tensor
+    spread: Tensor  # g sqrt(h)
+    middle: Tensor  # s(x, t)
+    plus: Tensor  # s(x+, t - h)
+    minus: Tensor
+
+
+class Martingale(Estimator):
+    """Two reverse Euler-Maruyama steps in place of derivatives: eps = [s - (c(sqrt h) + c(-sqrt h)) / 2] / h + a s.
+
+    Bias O(h). Two evaluations of the network a probe, and nothing of higher order when it is trained. The divergence is
+    v.(c(sqrt h) - c(-sqrt h)) / (2 g sqrt h). Time never goes below t_min: where t - h would, the point is taken at
+    t_min + h. See :func:`_step` for the step.
+    """
+
+    def divergence(self, at: Points, probes: Probes) -> Iterator[Tensor]:
+        for pair in self.pairs(at, probes, _step(at, 1.0, 2 / 3)):
+            yield dot(pair.plus - pair.minus, pair.v / (2 * pair.spread))
+
+    def residual(self, at: Points, probes: Probes) -> Iterator[Tensor]:
+        for pair in self.pairs(at, probes, _step(at, 4.0, 1 / 2)):
+            yield pair.a * pair.middle + (pair.middle - (pair.plus + pair.minus) / 2) / pair.h
+
+    def pairs(self, at: Points, probes: Probes, step: Tensor) -> Iterator[_Pair]:
+        t, sde, step = at.t.detach(), at.score.sde, step.flatten()
+        start = torch.maximum(t, sde.t_min + step)
+        end = torch.minimum(start - step, _beside(start, -math.inf))
+        h = per_sample(start - end, at.x)  # of the rounded times
+        a, g2 = (per_sample(c(start.double()), at.x) for c in (sde.a, sde.g2))
+        middle = at.value if torch.equal(start, t) else at.at(at.x, start)
+        drifted, spread = at.x - h * (a * at.x - g2 * middle), (g2 * h).sqrt()
+        for v in probes:
+            plus, minus = at.at(drifted + spread * v, end), at.at(drifted - spread * v, end)
+            yield _Pair(v, h, a, spread, middle, plus, minus)
+
+
+def _beside(t: Tensor, where: float) -> Tensor:
+    """The next number of t's dtype towards ``where``."""
+    return torch.nextafter(t, torch.full_like(t, where))
+
+
+def _step(at: Points, factor: float, power: float) -> Tensor:
+    """h of each point, shaped to multiply x: ``at.h``, or factor epsilon^power std^2 / g^2.
+
+    std^2 / g^2 is the time in which the process diffuses by std; for h = c std^2 / g^2 it diffuses by sqrt(c) std. Bias
+    grows with a power of c and rounding with epsilon over another, which settles the power of the dtype's epsilon. The
+    factors are near the best for Gaussian mixtures under all six SDEs, d = 2 and 64, in float32.
+    """
+    sde, t = at.score.sde, at.t.detach().double()
+    if t.numel() and not (float(t.min()) >= sde.t_min * (1 - 1e-6) and float(t.max()) <= sde.T * (1 + 1e-6)):
+        limits = f"[{sde.t_min}, {sde.T}]"
+        raise bad("t", f"times in {limits} for differences in time", f"[{float(t.min())}, {float(t.max())}]")
+    if at.h is not None:
+        return torch.full_like(at.a, at.h)
+    return per_sample(factor * torch.finfo(at.x.dtype).eps ** power * sde.std(t) ** 2 / sde.g2(t), at.x)
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    "exact": Exact(),
+    "hutchinson": Hutchinson(),
+    "hutchpp": HutchPP(),
+    "taylor": Taylor(),
+    "finite_difference": FiniteDifference(),
+    "martingale": Martingale(),
+}
+
+
+def average(name: str, estimates: Iterator[Tensor]) -> Estimated:
+    """The mean and its standard error, by one pass over the estimates (Welford's update)."""
+    mean = next(estimates)
+    count, square = 1, torch.zeros_like(mean, requires_grad=False)
+    for estimate in estimates:
+        count += 1
+        change = estimate - mean
+        mean = mean + change / count
+        square += (change * (estimate - mean)).detach()
+    return Estimated(mean, (square / (count * (count - 1))).sqrt() if count > 1 else None, name)
+
+
+def make_probes(name: str, at: Points, probes: int, seed: noise.Seed, distribution: str) -> Probes:
+    count = integer("probes", probes, ESTIMATORS[name].fewest)
+    seeds = noise.seed_tensor(seed, len(at.x))
+    return Probes(at.x, count, seeds, key("distribution", distribution, DISTRIBUTIONS))
+
+
+@torch.inference_mode(False)
+def divergence(
+    score: Score,
+    x: Tensor,
+    t: float | Tensor,
+    *,
+    estimator: str = "auto",
+    probes: int = 1,
+    seed: noise.Seed = None,
+    distribution: str = "rademacher",
+    create_graph: bool = False,
+    h: float | None = None,
+) -> Estimated:
+    """div s(x, t) = sum_i d s_i / d x_i, shape (B,).
+
+    Args:
+        score: an :class:`fpfast.Score`; of a potential the divergence is the Laplacian.
+        x: (B, ...), float32 or float64.
+        t: a number or (B,), in the SDE's units.
+        estimator: a key of ``ESTIMATORS``, or "auto": "exact" for at most 16 dimensions, else "hutchinson", or
+            "finite_difference" where autograd does not go through the network. The result says which it was.
+        probes: K random probes; the standard error needs two. "hutchpp" needs three.
+        seed: as for :func:`fpfast.sample`; probe k is draw k of the stream "probes".
+        distribution: of the probes, "rademacher" or "normal".
+        create_graph: keep a graph to the network's parameters (and to x, if it requires gradients).
+        h: the step in time of "martingale" and "finite_difference"; default: by the dtype.
+
+    Returns:
+        (value, error, estimator).
+
+    Raises ValueError for arguments out of range, RuntimeError where a named estimator cannot differentiate the network.
+    """
+    at = Points(score, x, t, create_graph, h)
+    name = estimator
+    if estimator == "auto":
+        name = "exact" if at.x[0].numel() <= EXACT_DIVERGENCE else "hutchinson"
+        if not isinstance(score.net, Fused) and not at.differentiable:
+            name = "finite_difference"
+    drawn = make_probes(key("estimator", name, ("auto", *ESTIMATORS)), at, probes, seed, distribution)
+    return average(name, ESTIMATORS[name].divergence(at, drawn))

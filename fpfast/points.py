@@ -1,0 +1,158 @@
+"""A score at points and times, its derivatives there, and random probes: what estimators are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fpfast import noise
+from fpfast.errors import bad, real
+from fpfast.score import Score
+from fpfast.sde import per_sample
+
+DISTRIBUTIONS = {"rademacher": noise.rademacher, "normal": noise.normal}
+
+
+@dataclass
+class Probes:
+    """Random vectors like x, E[v v^T] = I, made from a seed and remade rather than stored."""
+
+    like: Tensor
+    count: int
+    seed: noise.Seed
+    distribution: str
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return map(self.draw, range(self.count))
+
+    def draw(self, number: int) -> Tensor:
+        make = DISTRIBUTIONS[self.distribution]
+        v = make(self.seed, self.like.shape, stream="probes", draw=number, device=self.like.device)
+        return v.to(self.like.dtype)
+
+
+class Points:
+    """A score at points x and times t, with what the estimators need of it.
+
+    The score's own derivatives are taken here, once, when they are asked for. ``graph``: they can be differentiated
+    further, by the network's parameters and, if it asks for it, by x.
+    """
+
+    def __init__(self, score: Score, x: Tensor, t: float | Tensor, graph: bool, h: float | None = None) -> None:
+        if not isinstance(score, Score):
+            raise TypeError(f"score: expected fpfast.Score(net, sde, predicts=...), got {type(score).__name__}")
+        if h is not None and not 0 < real("h", h) < score.sde.T - score.sde.t_min:
+            raise bad("h", f"a step in time below {score.sde.T - score.sde.t_min}, or None", h)
+        self.score, self.graph, self.h = score, graph, h
+        self.seen_through = False  # the graph of the first derivative
+        if not isinstance(x, Tensor) or x.ndim < 2 or x.dtype not in (torch.float32, torch.float64):
+            raise bad("x", "float32 or float64 of shape (B, ...)", getattr(x, "shape", type(x).__name__))
+        # A float32 network sees float32 times: differences of times are made of those.
+        t = torch.as_tensor(t, device=x.device).detach().to(x.dtype)
+        if t.ndim and t.shape != x.shape[:1]:
+            raise bad("t", f"a number or shape ({x.shape[0]},)", tuple(t.shape))
+        self.t = t.expand(x.shape[0]).clone().requires_grad_()
+        x = x.clone() if x.is_inference() else x
+        self.x = x if graph and x.requires_grad else x.detach().requires_grad_()
+        sde, at = score.sde, self.t.detach().double()
+        self.a, self.g2 = (per_sample(c(at), x) for c in (sde.a, sde.g2))
+
+    @cached_property
+    def s(self) -> Tensor:
+        """s(x, t), with its graph."""
+        with torch.enable_grad():
+            t = self.score.times(self.x, self.t)
+            return self.score.combine(self._outputs, self.x, t)
+
+    @cached_property
+    def _outputs(self) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            return self.score.outputs(self.x, self.t)
+
+    @property
+    def differentiable(self) -> bool:
+        """If autograd goes through the network. s may have a graph all the same: from the x beside the output."""
+        return any(y.requires_grad for y in self._outputs)
+
+    @cached_property
+    def value(self) -> Tensor:
+        """s(x, t), with a graph only where one is wanted."""
+        return self.s if self.graph else self.s.detach()
+
+    @cached_property
+    def d_t_potential(self) -> Tensor:
+        """d phi / dt of a potential, (B,)."""
+        with torch.enable_grad():
+            phi = self.score.potential(self.x, self.t)
+            (found,) = torch.autograd.grad(phi.sum(), self.t, create_graph=self.graph, allow_unused=True)
+        return torch.zeros_like(self.t) if found is None else found
+
+    @property
+    def w(self) -> Tensor:
+        """a x - g^2 s: the reverse drift."""
+        return self.a * self.x - self.g2 * self.value
+
+    def backward(self, of: Tensor, v: Tensor, further: bool = False) -> Tensor:
+        """The gradient of sum(of v) by x, with a graph if there is one by the flag, or if it is needed ``further``."""
+        if not self.differentiable:
+            raise bad("net", "a score that autograd can differentiate in x", "an output without a graph")
+        graph = self.graph or further
+        # A v that asks for a derivative brings to light what can be differentiated only once.
+        v = v.detach().requires_grad_(graph)
+        (found,) = torch.autograd.grad(of, self.x, v, create_graph=graph, retain_graph=True, allow_unused=True)
+        if found is None:
+            return torch.zeros_like(self.x)
+        if graph and not self.seen_through:
+            self.seen_through = True
+            if _holds(found, "torch::autograd::Error"):
+                raise RuntimeError(
+                    "the network holds a function that is marked as once_differentiable, so its second derivatives "
+                    "would be taken for zero; take the estimator 'martingale' or 'finite_difference'"
+                )
+        return found
+
+    @cached_property
+    def d_t(self) -> Tensor:
+        """d s / dt. Backward mode twice: J_t^T u is linear in u, so its derivative by u is J_t."""
+        with torch.enable_grad():
+            u = torch.zeros_like(self.s).requires_grad_()
+            (back,) = torch.autograd.grad(self.s, self.t, u, create_graph=True, allow_unused=True)
+            if back is None or not back.requires_grad:
+                return torch.zeros_like(self.s)
+            (found,) = torch.autograd.grad(back.sum(), u, create_graph=self.graph, retain_graph=True)
+        return found
+
+    def at(self, x: Tensor, t: Tensor) -> Tensor:
+        """s elsewhere."""
+        with torch.set_grad_enabled(self.graph):
+            return self.score(x, t)
+
+    def by_coordinate(self) -> Iterator[Tensor]:
+        """The unit vectors of one sample, like x."""
+        for i in range(self.x[0].numel()):
+            unit = torch.zeros_like(self.x)
+            unit.flatten(1)[:, i] = 1
+            yield unit
+
+
+def _holds(tensor: Tensor, kind: str) -> bool:
+    """If the graph behind a tensor holds such a node."""
+    seen, stack = set(), [tensor.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == kind:
+            return True
+        seen.add(node)
+        stack.extend(following for following, _ in node.next_functions)
+    return False
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """The inner product of each sample, (B,)."""
+    return (a * b).flatten(1).sum(1)
