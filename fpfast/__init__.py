@@ -1,6 +1,6 @@
 """Samples score-based diffusion models, and measures how far their ODE and SDE samples are apart, in fused kernels."""
 
-from fpfast import fused, noise
+from fpfast import fused, losses, noise
 from fpfast.divergence import ESTIMATORS, divergence
 from fpfast.gap import gap
 from fpfast.mixture import GaussianMixture
@@ -29,6 +29,7 @@ __all__ = [
     "fp_residual",
     "fused",
     "gap",
+    "losses",
     "noise",
     "sample",
 ]

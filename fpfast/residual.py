@@ -79,11 +79,16 @@ def fp_residual(
     """
     form = key("form", form, FORMS)
     at = Points(score, x, t, create_graph, h)
-    name = estimator
-    if estimator == "auto":
-        name = "exact" if at.x[0].numel() <= EXACT_DIVERGENCE and _twice(at) else "martingale"
-    drawn = make_probes(key("estimator", name, ("auto", *ESTIMATORS)), at, probes, seed, distribution)
+    name = pick(estimator, at)
+    drawn = make_probes(name, at, probes, seed, distribution)
     return average(name, FORMS[form](ESTIMATORS[name], at, drawn))
+
+
+def pick(estimator: str, at: Points) -> str:
+    """A key of ``ESTIMATORS``: the named one, or what "auto" stands for."""
+    if key("estimator", estimator, ("auto", *ESTIMATORS)) != "auto":
+        return estimator
+    return "exact" if at.x[0].numel() <= EXACT_DIVERGENCE and _twice(at) else "martingale"
 
 
 def _twice(at: Points) -> bool:

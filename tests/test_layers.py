@@ -19,6 +19,7 @@ LAYERS = [
     ["trajectory"],
     ["loop"],
     ["solvers", "times", "mixture"],
+    ["losses"],
     ["residual"],
     ["divergence"],
     ["points"],

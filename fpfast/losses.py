@@ -1,0 +1,138 @@
+"""What a score is trained with: denoising score matching, and the Fokker-Planck regulariser.              WEIGHTINGS"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from fpfast import noise
+from fpfast.divergence import ESTIMATORS, make_probes
+from fpfast.errors import bad, key, real
+from fpfast.points import Points
+from fpfast.residual import FORMS, pick
+from fpfast.score import Score
+from fpfast.sde import SDE, per_sample
+
+# lambda(t), the weight of a time in a loss
+WEIGHTINGS: dict[str, Callable[[SDE, Tensor], Tensor]] = {
+    "uniform": lambda sde, t: torch.ones_like(t),
+    "likelihood": lambda sde, t: sde.g2(t),
+    "noise": lambda sde, t: sde.std(t) ** 2,
+}
+
+
+def random_times(sde: SDE, n: int, seed: noise.Seed = None, device: torch.device | str = "cpu") -> Tensor:
+    """n times, uniform on [t_min, T], float64. Stream "times" of the seed."""
+    u = noise.uniform(seed, (n, 1), stream="times", device=device)[:, 0].double()
+    return sde.t_min + (sde.T - sde.t_min) * u
+
+
+def perturb(sde: SDE, x0: Tensor, t: Tensor, seed: noise.Seed = None) -> tuple[Tensor, Tensor]:
+    """(x, z): x = alpha(t) x0 + std(t) z with z ~ N(0, I) from the stream "data" of the seed. t is (B,)."""
+    z = noise.normal(seed, x0.shape, stream="data", device=x0.device).to(x0.dtype)
+    alpha, std = (per_sample(c, x0) for c in sde.marginal(t))
+    return alpha * x0 + std * z, z
+
+
+def box(shape: tuple[int, ...], half_width: float, seed: noise.Seed = None) -> Tensor:
+    """Points uniform on [-half_width, half_width]^d, of a shape (B, ...), float32. Stream "data" of the seed."""
+    half_width = real("half_width", half_width, "a positive number", low=math.ulp(0.0))
+    return (2 * noise.uniform(seed, shape, stream="data") - 1) * half_width
+
+
+def dsm(
+    score: Score,
+    x0: Tensor,
+    *,
+    weighting: str = "uniform",
+    t: Tensor | None = None,
+    seed: noise.Seed = None,
+) -> Tensor:
+    """Denoising score matching: the mean over the batch of lambda(t) |s(x_t, t) - grad log p(x_t | x0)|^2, a scalar.
+
+    x_t = alpha x0 + std z, so grad log p(x_t | x0) = -z / std (Vincent 2011; Song et al., arXiv 2011.13456, eq. 7).
+
+    Args:
+        score: its network is trained through the graph of the loss.
+        x0: data, (B, ...), float32 or float64.
+        weighting: lambda = 1 ("uniform"), g^2 ("likelihood"; Song et al., arXiv 2101.09258), std^2 ("noise").
+        t: times (B,), default uniform on [t_min, T].
+        seed: of times and noise; give each step its own, or None for torch's default generator.
+
+    Raises ValueError for unknown names and times that do not fit.
+    """
+    weight = WEIGHTINGS[key("weighting", weighting, WEIGHTINGS)]
+    sde = score.sde
+    seeds = noise.seed_tensor(seed, len(x0))
+    times = random_times(sde, len(x0), seeds, x0.device) if t is None else score.times(x0, t)
+    x, z = perturb(sde, x0, times, seeds)
+    # Weighted before they are summed: lambda / std^2 may be moderate where 1 / std^2 is not.
+    std = sde.std(times)
+    scale = per_sample(weight(sde, times).sqrt() / std, x)
+    wrong = scale * (per_sample(std, x) * score(x, times) + z)
+    return wrong.square().flatten(1).sum(1).mean()
+
+
+def fp_regulariser(
+    score: Score,
+    x: Tensor,
+    t: float | Tensor,
+    *,
+    form: str = "score",
+    estimator: str = "auto",
+    unbiased: bool = True,
+    fraction: float = 1.0,
+    weighting: str = "uniform",
+    probes: int = 1,
+    seed: noise.Seed = None,
+    distribution: str = "rademacher",
+    h: float | None = None,
+) -> Tensor:
+    """The mean over the points of lambda(t) |eps|^2, eps the Fokker-Planck residual; a scalar with a graph.
+
+    The square of a noisy estimate is too large by the estimate's variance, and training would lower that variance in
+    place of the residual. ``unbiased``: the product r1.r2 of two estimates with probes of their own, whose expectation
+    is |eps|^2 up to the bias of the estimator itself; it may be negative. Else |r|^2, for half the price. Of the exact
+    estimator they are the same.
+
+    Args:
+        x, t: points (B, ...) and times, such as of :func:`perturb` or :func:`box`.
+        form, estimator, distribution, h: as for :func:`fpfast.fp_residual`.
+        fraction: of the points that is used, in (0, 1]: the first ones, at least one.
+        weighting: as for :func:`dsm`.
+        probes: of each estimate.
+        seed: of the probes; give each step its own, or None for torch's default generator.
+
+    Raises ValueError for arguments out of range, RuntimeError where a named estimator cannot differentiate the network.
+    """
+    weight = WEIGHTINGS[key("weighting", weighting, WEIGHTINGS)]
+    if not 0 < real("fraction", fraction, "a number in (0, 1]") <= 1:
+        raise bad("fraction", "a number in (0, 1]", fraction)
+    count = max(1, round(fraction * len(x)))
+    at = Points(score, x[:count], t[:count] if isinstance(t, Tensor) and t.ndim else t, True, h)
+    name = pick(estimator, at)
+    both = 2 if unbiased and name != "exact" else 1
+    drawn = make_probes(name, at, both * probes, _first(seed, count), distribution)
+    estimates = FORMS[key("form", form, FORMS)](ESTIMATORS[name], at, drawn)
+    if both == 2:
+        found = list(estimates)
+        half = len(found) // 2
+        product = _mean(found[:half]) * _mean(found[half:])
+    else:
+        product = _mean(list(islice(estimates, probes))).square()
+    squares = product.flatten(1).sum(1) if product.ndim > 1 else product
+    return (weight(score.sde, at.t.detach().double()).to(squares.dtype) * squares).mean()
+
+
+def _mean(estimates: list[Tensor]) -> Tensor:
+    return torch.stack(estimates).mean(0)
+
+
+def _first(seed: noise.Seed, count: int) -> noise.Seed:
+    """With a seed for each sample, those of the first ones."""
+    several = isinstance(seed, list | tuple) or (isinstance(seed, Tensor) and seed.ndim)
+    return seed[:count] if several else seed  # type: ignore[index]
