@@ -27,6 +27,13 @@ def test_example(capsys):
     assert capsys.readouterr().out.startswith("Estimate(value=")
 
 
+def test_residual_example(capsys):
+    names = run(2)
+    assert all(bool(p.grad.isfinite().all()) for p in names["potential"].net.parameters() if p.grad is not None)
+    assert float(names["loss"].detach()) < 1e3
+    assert capsys.readouterr().out.endswith("torch.Size([100])\n")
+
+
 @native
 def test_compiled_example(capsys):
     assert run(0, 1)["z"].shape == (1000, 2)
