@@ -2,9 +2,9 @@
 
     python scripts/estimator_tables.py
 
-The first table is of random perceptrons (potential, tanh, two hidden layers of 64) under VP at t = 0.5: the standard error
-of one product with the Jacobian, that is error x sqrt(probes), relative to the root mean square of the value. The second
-is of a mixture's exact score in float32, whose residual should vanish beside d_t s.
+The first table is of random perceptrons (potential, tanh, two hidden layers of 64) under VP at t = 0.5: the standard
+error of one product with the Jacobian, that is error x sqrt(probes), over the root mean square of the value. The second
+is of a mixture's exact score in float32.
 """
 
 from __future__ import annotations
