@@ -66,18 +66,27 @@ class _Backward(Estimator):
         """Estimates of div s, with a graph to x where it is needed further."""
 
     def divergence(self, at: Points, probes: Probes) -> Iterator[Tensor]:
-        with torch.enable_grad():
-            for trace in self.traces(at, probes, False):
-                yield trace if at.graph else trace.detach()
+        return _made_with_grad(at, self.traces(at, probes, False))
 
     def residual(self, at: Points, probes: Probes) -> Iterator[Tensor]:
+        return _made_with_grad(at, self.residuals(at, probes))
+
+    def residuals(self, at: Points, probes: Probes) -> Iterator[Tensor]:
+        a, g2 = at.a.flatten(), at.g2.flatten()
+        own = g2 / 2 * dot(at.s, at.s) - a * dot(at.x, at.s)
+        for trace in self.traces(at, probes, True):
+            u = g2 / 2 * trace + own
+            yield at.d_t - at.backward(u, torch.ones_like(u))
+
+
+def _made_with_grad(at: Points, items: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The items, each made with gradients enabled; between them the caller's mode is the caller's."""
+    while True:
         with torch.enable_grad():
-            a, g2 = at.a.flatten(), at.g2.flatten()
-            own = g2 / 2 * dot(at.s, at.s) - a * dot(at.x, at.s)
-            for trace in self.traces(at, probes, True):
-                u = g2 / 2 * trace + own
-                eps = at.d_t - at.backward(u, torch.ones_like(u))
-                yield eps if at.graph else eps.detach()
+            item = next(items, None)
+        if item is None:
+            return
+        yield item if at.graph else item.detach()
 
 
 class Exact(_Backward):
@@ -98,10 +107,11 @@ def _fused(at: Points) -> Tensor | None:
     if not isinstance(net, Fused) or score.guidance is not None or net.dimension > EXACT_DIVERGENCE or at.x.ndim != 2:
         return None
     x, t = at.x.detach(), at.t.detach()
-    if not net.serves(x, t):
-        return None
-    p, q = (per_sample(c, t) for c in score.affine(t.double()))
-    return p * x.shape[1] + q * net.divergence(x, t, potential=score.predicts == "potential")
+    with torch.no_grad():
+        if not net.serves(x, t):
+            return None
+        p, q = (per_sample(c, t) for c in score.affine(t.double()))
+        return p * x.shape[1] + q * net.divergence(x, t, potential=score.predicts == "potential")
 
 
 class Hutchinson(_Backward):

@@ -81,7 +81,9 @@ class Points:
     @cached_property
     def value(self) -> Tensor:
         """s(x, t), with a graph only where one is wanted."""
-        return self.s if self.graph else self.s.detach()
+        if self.graph:
+            return self.s
+        return self.s.detach() if "s" in vars(self) else self.at(self.x.detach(), self.t.detach())
 
     @cached_property
     def d_t_potential(self) -> Tensor:

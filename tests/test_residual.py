@@ -228,6 +228,19 @@ def test_graph_by_a_flag(name):
         assert abs(float((gradient * direction).sum()) - difference) < 1e-5 * (abs(difference) + 1)
 
 
+def test_mode_of_the_caller_stays():
+    score = network(3, "potential")
+    x = torch.randn(2, 3, dtype=torch.float64)
+    with torch.no_grad():
+        for name in ESTIMATORS:
+            points = fpfast.points.Points(score, x, 0.5, False)
+            probes = fpfast.points.Probes(points.x, 4, 0, "rademacher")
+            for estimates in (ESTIMATORS[name].divergence(points, probes), ESTIMATORS[name].residual(points, probes)):
+                next(estimates)  # and no further
+                assert not torch.is_grad_enabled(), name
+    assert torch.is_grad_enabled()
+
+
 def test_gradient_by_x():
     score = network(3, "potential")
     x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
@@ -279,13 +292,17 @@ def test_without_autograd():
 
 @native
 @pytest.mark.parametrize("predicts", ["noise", "potential"])
-def test_fused_network(predicts):
+def test_fused_network(predicts, monkeypatch):
     """The engine answers, on the same terms."""
     net = MLP(3, [24, 24], activation="tanh", potential=predicts == "potential").requires_grad_(False)
     plain, fused = (fpfast.Score(n, fpfast.VP(), predicts) for n in (net, fpfast.fused.compile(net, 3)))
     x, t = torch.randn(50, 3), torch.rand(50) * 0.9 + 0.05
     exact = fpfast.divergence(plain, x, t).value
+    net.requires_grad_(True)  # as it is after training
+    calls, forward = [], MLP.forward
+    monkeypatch.setattr(MLP, "forward", lambda self, x, t: calls.append(x) or forward(self, x, t))
     torch.testing.assert_close(fpfast.divergence(fused, x, t).value, exact, rtol=1e-4, atol=1e-4)
+    assert all(len(x) == 3 for x in calls)  # of which recognition makes use
     for name in ESTIMATORS:
         ours, theirs = (fpfast.fp_residual(s, x, t, estimator=name, probes=3, seed=0).value for s in (fused, plain))
         torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=0.02 * float(theirs.abs().max()))
