@@ -10,8 +10,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy
-
 SOURCE = Path(__file__).with_name("machine.cpp")
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-ffp-contract=fast", "-shared", "-fPIC"]
 
@@ -39,16 +37,6 @@ def cores(count: int) -> set[int]:
     if len(ordered) < count:
         raise ValueError(f"threads: expected at most the {len(ordered)} processors of this process, got {count}")
     return set(ordered[:count])
-
-
-def touch_memory(share: float = 0.5) -> None:
-    """Writes once to a share of the free memory, and gives it back.
-
-    A virtual machine may get memory from its host when it first touches it, at ten times the cost of a page that it had
-    before; the side that happens to be first would pay for it.
-    """
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    numpy.ones(int(share * free) // 8)
 
 
 class Machine:

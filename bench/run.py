@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import report
-from bench.machine import Machine, cores, processor, touch_memory
+from bench.machine import Machine, cores, processor
 from bench.timing import Row, measure
 
 SUITES = {"cpu-engine": ("authors", "small", "combine", "normal", "interleaved", "levels", "widths")}
@@ -49,7 +49,6 @@ def work(options: argparse.Namespace) -> None:
     torch.set_num_threads(threads)
     from bench import cases  # after the number of threads is set: JAX is told of it at import
 
-    touch_memory()
     machine = Machine(threads)
     peak = machine.peak()
     settings = cases.Settings(threads, options.quick, options.reference_data, machine)
@@ -129,8 +128,9 @@ def main() -> None:
     print("\n".join(report.tables(rows)))
     out = options.out or RESULTS / f"{options.suite}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    results = {**about, "incomplete": wrong, "peaks": peaks, "rows": [asdict(row) for row in rows]}
-    out.write_text(json.dumps(results, indent=1) + "\n")
+    head = json.dumps({**about, "incomplete": wrong, "peaks": peaks}, indent=1).removesuffix("\n}")
+    lines = ",\n".join(json.dumps(asdict(row)) for row in rows)  # a row a line
+    out.write_text(f'{head},\n "rows": [\n{lines}\n]}}\n')
     print(f"\nwritten: {out}")
     if wrong:
         sys.exit("incomplete: " + "; ".join(wrong))
