@@ -58,7 +58,7 @@ class Estimator(ABC):
         """Estimates of the score's residual, shape of x."""
 
 
-class _Backward(Estimator):
+class Backward(Estimator):
     """The residual as d_t s - grad U, U = g^2/2 (div s + |s|^2) - a x.s, the gradient of an estimate of div s."""
 
     @abstractmethod
@@ -72,11 +72,15 @@ class _Backward(Estimator):
         return _made_with_grad(at, self.residuals(at, probes))
 
     def residuals(self, at: Points, probes: Probes) -> Iterator[Tensor]:
+        for u in self.rates(at, probes):
+            yield at.d_t - at.backward(u, torch.ones_like(u))
+
+    def rates(self, at: Points, probes: Probes) -> Iterator[Tensor]:
+        """U, (B,), with a graph to x: the rate at which the equation says log p changes, but for a d."""
         a, g2 = at.a.flatten(), at.g2.flatten()
         own = g2 / 2 * dot(at.s, at.s) - a * dot(at.x, at.s)
         for trace in self.traces(at, probes, True):
-            u = g2 / 2 * trace + own
-            yield at.d_t - at.backward(u, torch.ones_like(u))
+            yield g2 / 2 * trace + own
 
 
 def _made_with_grad(at: Points, items: Iterator[Tensor]) -> Iterator[Tensor]:
@@ -89,7 +93,7 @@ def _made_with_grad(at: Points, items: Iterator[Tensor]) -> Iterator[Tensor]:
         yield item if at.graph else item.detach()
 
 
-class Exact(_Backward):
+class Exact(Backward):
     """d backward passes, one for each coordinate; one call of the fused engine where it can answer."""
 
     def traces(self, at: Points, probes: Probes, further: bool) -> Iterator[Tensor]:
@@ -114,7 +118,7 @@ def _fused(at: Points) -> Tensor | None:
         return p * x.shape[1] + q * net.divergence(x, t, potential=score.predicts == "potential")
 
 
-class Hutchinson(_Backward):
+class Hutchinson(Backward):
     """v^T J v, one backward pass a probe (Hutchinson 1990; for scores Song et al., arXiv 2011.13456, eq. 40).
 
     Its variance is 2 |(J + J^T)/2|_F^2 with normal probes, and less the diagonal's share with Rademacher's.
@@ -125,7 +129,7 @@ class Hutchinson(_Backward):
             yield dot(at.backward(at.s, v, further), v)
 
 
-class HutchPP(_Backward):
+class HutchPP(Backward):
     """Hutch++ (Meyer et al., arXiv 2010.09649): exact on the range Q of J^T S, Hutchinson's on what is left.
 
         tr(Q^T J Q) + v^T (I - Q Q^T) J (I - Q Q^T) v

@@ -84,6 +84,23 @@ def test_exact_regulariser(weighting):
         torch.testing.assert_close(part, want[:4].mean())
 
 
+def test_fp_diffusion():
+    score = network(3, "score")
+    score.net.requires_grad_(True)
+    x, t = torch.randn(6, 3, dtype=torch.float64), torch.linspace(0.1, 1, 6, dtype=torch.float64)
+    sde = score.sde
+    eps = fpfast.fp_residual(score, x, t, estimator="exact").value.norm(dim=1)
+    s, div = score(x, t).detach(), fpfast.divergence(score, x, t, estimator="exact").value
+    u = sde.g2(t) / 2 * (div + s.square().sum(1)) - sde.a(t) * (x * s).sum(1)
+    for m in (1.0, 2.0):
+        want = 0.15 * (sde.g2(t) * eps**m).mean() / 3**m + 0.01 * u.norm()
+        got = losses.fp_diffusion(score, x, t, m=m, estimator="exact")
+        torch.testing.assert_close(got.detach(), want)
+    for estimator in ("hutchinson", "hutchpp"):
+        losses.fp_diffusion(score, x, t, estimator=estimator, seed=0).backward()
+    assert all(bool(p.grad.isfinite().all()) for p in score.net.parameters() if p.grad is not None)
+
+
 def test_training_lowers_the_residual():
     """A few hundred steps on a mixture: with the regulariser the residual ends lower, at little cost in the loss."""
     sde = fpfast.OU(T=3.0)
@@ -127,6 +144,9 @@ BAD = [
     (lambda s: losses.fp_regulariser(s, X, 0.5, estimator="best"), "estimator: expected one of 'auto'"),
     (lambda s: losses.fp_regulariser(s, X, 0.5, weighting="w"), "weighting: expected one of"),
     (lambda s: losses.fp_regulariser(s, X, 0.5, form="f"), "form: expected one of"),
+    (lambda s: losses.fp_diffusion(s, X, 0.5, estimator="taylor"), "estimator: expected one of 'exact', 'hutchinson'"),
+    (lambda s: losses.fp_diffusion(s, X, 0.5, alpha=-1.0), "alpha: expected a number of at least 0"),
+    (lambda s: losses.fp_diffusion(s, X, 0.5, m=0.5), "m: expected a power of at least 1"),
     (lambda s: losses.box((3, 2), -1.0), "half_width: expected a positive number"),
 ]
 

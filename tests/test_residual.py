@@ -106,14 +106,15 @@ def test_random_probes_on_a_solution(sde, name):
 @pytest.mark.parametrize("distribution", ["rademacher", "normal"])
 @pytest.mark.parametrize("kind", ["score", "potential"])
 @pytest.mark.parametrize("name", RANDOM)
-def test_mean_and_standard_error(name, kind, distribution):
+@pytest.mark.parametrize(("repeats", "probes"), [(60, 60), pytest.param(1000, 100, marks=pytest.mark.slow)])
+def test_mean_and_standard_error(repeats, probes, name, kind, distribution):
     """Against brute force on a network: the mean is right, and errors have the size that is reported."""
-    d, repeats = 5, 60
+    d = 5
     score = network(d, kind)
     x, t = torch.randn(3, d, dtype=torch.float64), torch.tensor([0.05, 0.4, 1.0], dtype=torch.float64)
     trace, residual = brute(score, x, t)
     wide, times = x.repeat(repeats, 1), t.repeat(repeats)
-    options = {"estimator": name, "probes": 60, "seed": 3, "distribution": distribution}
+    options = {"estimator": name, "probes": probes, "seed": 3, "distribution": distribution}
     found = fpfast.divergence(score, wide, times, **options)
     slack = 1e-5 if name in ("finite_difference", "martingale") else 1e-9
     check(found, trace, repeats, slack)
