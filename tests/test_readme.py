@@ -1,5 +1,7 @@
-"""The README's Python examples run and are true."""
+"""The README's Python examples run and are true, and its table is the generated one."""
 
+import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -38,3 +40,14 @@ def test_residual_example(capsys):
 def test_compiled_example(capsys):
     assert run(0, 1)["z"].shape == (1000, 2)
     capsys.readouterr()
+
+
+def test_speed_table():
+    """It is what the kept results say."""
+    path = README.parent / "bench" / "readme.py"
+    spec = importlib.util.spec_from_file_location("bench_readme", path)
+    maker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(maker)
+    made = maker.table(json.loads(maker.RESULTS.read_text()))
+    assert made in README.read_text()
+    assert maker.put(README.read_text(), made) == README.read_text()
