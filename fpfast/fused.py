@@ -19,7 +19,7 @@ from fpfast import backends
 from fpfast.assemble import Program, assemble
 from fpfast.errors import bad, integer
 from fpfast.program import Value, divergence, gradient
-from fpfast.recognise import check_modules, recognise, snapshot, unchanged
+from fpfast.recognise import check_modules, marks, recognise, unchanged
 from fpfast.reference import Key
 from fpfast.traced import Unsupported, first_line
 
@@ -35,8 +35,9 @@ class Fused:
     """A recognised network. Calling it gives what the module gives, without autograd.
 
     Where autograd would be needed (gradients are enabled, and x or a parameter requires them) the module itself is
-    called. Changes of parameters, parts and modes are noticed, whatever way they came in. The module is called on three
-    points, to check what was recognised: its output, and the gradient of a potential.
+    called. Changes of parameters, parts, modes and attributes are noticed, whatever way they came in, but not those
+    inside of objects that are no tensors or containers. The module is called on three points, to check what was
+    recognised: its output, and the gradient of a potential.
 
     Attributes:
         net: the module.
@@ -59,8 +60,9 @@ class Fused:
                 raise bad("net", "finite parameters", f"NaN or infinity in {name!r}")
         self._ends: dict[str, Value] = {"output": self._end}
         self._remembered: dict[Any, Any] = {}
-        self.compare("output")
-        self._snapshots = [snapshot(module) for module in self.net.modules()]
+        self._answers: dict[str, Tensor] = {}
+        self._compare("output")
+        self._marks = [marks(module) for module in self.net.modules()]
         self._tensors = self._read()
         self._values = [tensor.detach().clone() for tensor in self._tensors]
 
@@ -78,28 +80,40 @@ class Fused:
         """
         check_modules(self.net)
         tensors, modules = self._read(), list(self.net.modules())
-        same = len(tensors) == len(self._tensors) and len(modules) == len(self._snapshots)
-        same = same and all(map(unchanged, modules, self._snapshots))
+        same = len(tensors) == len(self._tensors) and len(modules) == len(self._marks)
+        same = same and all(map(unchanged, modules, self._marks))
         if not (same and all(map(_unchanged, tensors, self._tensors, self._values))):
             self._recognise()
 
-    def compare(self, what: str) -> None:
+    def _compare(self, what: str) -> None:
         """Runs module and program on a few points: the last guard against a forward that a trace does not see through.
 
         Such as one that asks for types, which are others while it is traced.
         """
-        some = torch.Generator().manual_seed(0)
-        dtype = next((p.dtype for p in self._read() if p.is_floating_point()), torch.float32)
-        x, t = (torch.randn(3, n, generator=some).to(dtype) for n in (self.dimension, 1))
-        t = t.abs() if self.time_column else t[:, 0].abs()
+        x, t = self._points()
         try:
             got = self._evaluate(what, self._ends[what].rows, x, t)
-            want = _autograd(self.net, x, t) if what == "gradient" else self.net(x, t).detach()
+            want = self._ask(what)
         except Exception as error:
             raise Unsupported(f"net cannot be called on {tuple(x.shape)}: {first_line(error)}") from error
+        self._answers[what] = want
         scale = float(want.abs().nan_to_num(0, 0).amax()) if want.numel() else 0.0
         if not torch.allclose(got, want.reshape(got.shape), rtol=0, atol=TRUST * scale + 1e-30, equal_nan=True):
             raise Unsupported(f"net: its {what} is not what its trace says: {got[0].tolist()}, not {want[0].tolist()}")
+
+    def _points(self) -> tuple[Tensor, Tensor]:
+        some = torch.Generator().manual_seed(0)
+        dtype = next((p.dtype for p in self._read() if p.is_floating_point()), torch.float32)
+        x, t = (torch.randn(3, n, generator=some).to(dtype) for n in (self.dimension, 1))
+        return x, t.abs() if self.time_column else t[:, 0].abs()
+
+    def _ask(self, what: str) -> Tensor:
+        x, t = self._points()
+        return _autograd(self.net, x, t) if what == "gradient" else self.net(x, t).detach()
+
+    def answers_as_before(self, what: str) -> bool:
+        """If the module still says, to the bit, what it said when ``what`` was compared."""
+        return what in self._answers and torch.equal(self._ask(what), self._answers[what])
 
     @property
     def outputs(self) -> int:
@@ -115,12 +129,13 @@ class Fused:
 
     def remembered(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What ``make`` made of the present weights under this key, here or at an earlier call."""
-        if key not in self._remembered:
+        made = self._remembered.get(key)
+        if made is None:
             made = make()
             if len(self._remembered) >= REMEMBERED:
                 self._remembered.clear()
             self._remembered[key] = made
-        return self._remembered[key]
+        return made
 
     def value(self, what: str) -> Value:
         """The value behind a name of :meth:`packed`. Raises Unsupported where engine and autograd do not agree."""
@@ -130,7 +145,7 @@ class Fused:
                     raise bad("net", "a potential with one output", self.outputs)
                 self._ends[what] = gradient(self._end, self._source)
                 try:
-                    self.compare(what)
+                    self._compare(what)
                 except Unsupported:
                     del self._ends[what]  # all over again next time, with the same refusal
                     raise
@@ -213,10 +228,11 @@ def compile(net: nn.Module, dimension: int) -> Fused:
 _known: dict[int, tuple[weakref.ref[nn.Module], dict[str, Any]]] = {}
 
 
-def recognised(net: nn.Module, dimension: int) -> Fused:
+def recognised(net: nn.Module, dimension: int, what: str) -> Fused:
     """``net`` as :class:`Fused`, from an earlier call as long as it is what it was. Raises Unsupported.
 
-    Its attributes and values are compared, and its output on a few points, since it may read what is not its own.
+    Its attributes and values are compared, and its answers on a few points ("output" or "gradient", whatever is going
+    to be asked): it may read what is not its own.
     """
     fused: Fused | None = None
     entry = _known.get(id(net))
@@ -225,15 +241,16 @@ def recognised(net: nn.Module, dimension: int) -> Fused:
         vars(fused).update(entry[1], net=net)
         try:
             fused.refresh()
-            fused.compare("output")
-        except Unsupported:  # a new trace knows better
-            fused = None
+            known = fused.answers_as_before(what)
+        except Exception:  # of whatever kind: a new trace says what is the matter
+            known = False
+        fused = fused if known else None
     if fused is None:
         fused = Fused(net, dimension)
     if id(net) not in _known and len(_known) >= REMEMBERED:
         _known.clear()
-    key, known = id(net), {name: value for name, value in vars(fused).items() if name != "net"}
-    _known[key] = weakref.ref(net, lambda _: _known.pop(key, None)), known
+    key, state = id(net), {name: value for name, value in vars(fused).items() if name != "net"}
+    _known[key] = weakref.ref(net, lambda _: _known.pop(key, None)), state
     return fused
 
 

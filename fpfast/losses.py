@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fpfast import noise
 from fpfast.divergence import ESTIMATORS, Backward, make_probes
-from fpfast.errors import bad, key, real
+from fpfast.errors import bad, integer, key, real
 from fpfast.points import Points
 from fpfast.residual import FORMS, pick
 from fpfast.score import Score
@@ -67,12 +67,16 @@ def dsm(
     Raises ValueError for unknown names and times that do not fit.
     """
     weight = WEIGHTINGS[key("weighting", weighting, WEIGHTINGS)]
+    if not isinstance(x0, Tensor) or x0.ndim < 2 or len(x0) == 0 or x0.dtype not in (torch.float32, torch.float64):
+        raise bad("x0", "float32 or float64 of shape (B, ...), B > 0", getattr(x0, "shape", type(x0).__name__))
     sde = score.sde
     seeds = noise.seed_tensor(seed, len(x0))
     times = random_times(sde, len(x0), seeds, x0.device) if t is None else score.times(x0, t)
     x, z = perturb(sde, x0, times, seeds)
     # Weighted before they are summed: lambda / std^2 may be moderate where 1 / std^2 is not.
     std = sde.std(times)
+    if not bool((std > 0).all()):
+        raise bad("t", "times where std(t) > 0: at others the target is infinite", float(times.min()))
     scale = per_sample(weight(sde, times).sqrt() / std, x)
     wrong = scale * (per_sample(std, x) * score(x, times) + z)
     return wrong.square().flatten(1).sum(1).mean()
@@ -113,11 +117,15 @@ def fp_regulariser(
     weight = WEIGHTINGS[key("weighting", weighting, WEIGHTINGS)]
     if not 0 < real("fraction", fraction, "a number in (0, 1]") <= 1:
         raise bad("fraction", "a number in (0, 1]", fraction)
+    if not isinstance(x, Tensor) or len(x) == 0:
+        raise bad("x", "at least one point", getattr(x, "shape", type(x).__name__))
     count = max(1, round(fraction * len(x)))
-    at = Points(score, x[:count], t[:count] if isinstance(t, Tensor) and t.ndim else t, True, h)
+    seeds = noise.seed_tensor(seed, len(x))
+    at = Points(score, x[:count], score.times(x, t)[:count], True, h)
     name = pick(estimator, at)
     both = 2 if unbiased and name != "exact" else 1
-    drawn = make_probes(name, at, both * probes, _first(seed, count), distribution)
+    probes = integer("probes", probes, ESTIMATORS[name].fewest)
+    drawn = make_probes(name, at, both * probes, seeds[:count] if seeds.ndim else seeds, distribution)
     estimates = FORMS[key("form", form, FORMS)](ESTIMATORS[name], at, drawn)
     if both == 2:
         found = list(estimates)
@@ -161,15 +169,9 @@ def fp_diffusion(
     with torch.enable_grad():
         u = next(chosen.rates(at, drawn))
         eps = at.d_t - at.backward(u, torch.ones_like(u))
-        vector = at.g2.flatten() * (eps.flatten(1).norm(dim=1) / x[0].numel()) ** m
+        vector = at.g2.flatten() * (eps.flatten(1).norm(dim=1) / at.dimension) ** m
         return alpha * vector.mean() + beta * u.norm()
 
 
 def _mean(estimates: list[Tensor]) -> Tensor:
     return torch.stack(estimates).mean(0)
-
-
-def _first(seed: noise.Seed, count: int) -> noise.Seed:
-    """With a seed for each sample, those of the first ones."""
-    several = isinstance(seed, list | tuple) or (isinstance(seed, Tensor) and seed.ndim)
-    return seed[:count] if several else seed  # type: ignore[index]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fpfast import noise
 from fpfast.errors import bad, real
@@ -58,6 +60,8 @@ class Points:
         self.t = t.expand(x.shape[0]).clone().requires_grad_()
         x = x.clone() if x.is_inference() else x
         self.x = x if graph and x.requires_grad else x.detach().requires_grad_()
+        self.dimension = math.prod(x.shape[1:])
+        score.times(self.x, self.t.detach())  # checked once for all
         sde, at = score.sde, self.t.detach().double()
         self.a, self.g2 = (per_sample(c(at), x) for c in (sde.a, sde.g2))
 
@@ -73,17 +77,43 @@ class Points:
         with torch.enable_grad():
             return self.score.outputs(self.x, self.t)
 
-    @property
+    @cached_property
     def differentiable(self) -> bool:
-        """If autograd goes through the network. s may have a graph all the same: from the x beside the output."""
-        return any(y.requires_grad for y in self._outputs)
+        """If autograd goes through the network to x, or there is nothing to go to: its output is the same elsewhere.
+
+        s may have a graph all the same: from the x beside the output, and from parameters and times.
+        """
+        if any(_reaches(y, self.x) for y in self._outputs):
+            return True
+        with torch.no_grad():
+            elsewhere = self.score.outputs(self.x.detach() + 1, self.t.detach())
+        return all(map(torch.equal, self._outputs, elsewhere))
+
+    @cached_property
+    def epsilon(self) -> float:
+        """Of the coarsest dtype on the way: the state's, the network's, that of its outputs, or autocast's."""
+        net = self.score.net
+        held = net.parameters() if isinstance(net, nn.Module) else ()
+        dtypes = {self.x.dtype, *(p.dtype for p in held if p.is_floating_point()), *(y.dtype for y in self._plain)}
+        if torch.is_autocast_enabled(self.x.device.type):
+            dtypes.add(torch.get_autocast_dtype(self.x.device.type))
+        return max(torch.finfo(dtype).eps for dtype in dtypes)
+
+    @cached_property
+    def _plain(self) -> tuple[Tensor, ...]:
+        """The network's outputs without a graph, unless there is one already."""
+        if self.graph or "_outputs" in vars(self):
+            return self._outputs
+        with torch.no_grad():
+            return self.score.outputs(self.x.detach(), self.t.detach())
 
     @cached_property
     def value(self) -> Tensor:
         """s(x, t), with a graph only where one is wanted."""
         if self.graph:
             return self.s
-        return self.s.detach() if "s" in vars(self) else self.at(self.x.detach(), self.t.detach())
+        with torch.no_grad():
+            return self.score.combine(self._plain, self.x.detach(), self.score.times(self.x, self.t.detach())).detach()
 
     @cached_property
     def d_t_potential(self) -> Tensor:
@@ -135,24 +165,32 @@ class Points:
 
     def by_coordinate(self) -> Iterator[Tensor]:
         """The unit vectors of one sample, like x."""
-        for i in range(self.x[0].numel()):
+        for i in range(self.dimension):
             unit = torch.zeros_like(self.x)
             unit.flatten(1)[:, i] = 1
             yield unit
 
 
-def _holds(tensor: Tensor, kind: str) -> bool:
-    """If the graph behind a tensor holds such a node."""
+def _nodes(tensor: Tensor) -> Iterator[Any]:
+    """The graph behind a tensor."""
     seen, stack = set(), [tensor.grad_fn]
     while stack:
         node = stack.pop()
         if node is None or node in seen:
             continue
-        if node.name() == kind:
-            return True
+        yield node
         seen.add(node)
         stack.extend(following for following, _ in node.next_functions)
-    return False
+
+
+def _holds(tensor: Tensor, kind: str) -> bool:
+    return any(node.name() == kind for node in _nodes(tensor))
+
+
+def _reaches(tensor: Tensor, source: Tensor) -> bool:
+    if tensor is source:
+        return True
+    return any(node is source.grad_fn or getattr(node, "variable", None) is source for node in _nodes(tensor))
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:

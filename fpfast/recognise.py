@@ -12,6 +12,7 @@ import inspect
 import operator
 import random
 import threading
+import weakref
 from typing import Any
 
 import numpy
@@ -99,7 +100,7 @@ def _trace(net: nn.Module) -> tuple[fx.Graph, dict[str, Tensor]]:
         raise Unsupported("net: its forward does not take (x, t)")
     if missing := [p.name for p in signature[2:] if p.default is inspect.Parameter.empty]:
         raise Unsupported(f"net: its forward needs more than (x, t): {missing}")
-    before = [(module, snapshot(module)) for module in net.modules()]
+    before = [(module, _snapshot(module)) for module in net.modules()]
     random_states = _RandomStates()
     changed: set[str] = set()
     constants: dict[str, Tensor] = {}
@@ -140,18 +141,52 @@ class _RandomStates:
 Snapshot = dict[str, tuple[Any, Any]]
 
 
-def snapshot(module: nn.Module) -> Snapshot:
+def _snapshot(module: nn.Module) -> Snapshot:
     """Each attribute with a copy of what it holds, if it is a container."""
     return {name: (value, copy.copy(value) if isinstance(value, list | dict | set) else None)
             for name, value in vars(module).items()}  # fmt: skip
 
 
-def unchanged(module: nn.Module, old: Snapshot) -> bool:
-    """If all attributes are what they were, containers with the same items."""
+STORES = ("_parameters", "_buffers")  # of tensors whose values are compared elsewhere
+
+
+def marks(module: nn.Module) -> dict[str, Any]:
+    """What the attributes of a module are known by later; it keeps none of their owners alive."""
+    return {name: _mark(value, deep=name not in STORES) for name, value in vars(module).items()}
+
+
+def unchanged(module: nn.Module, old: dict[str, Any]) -> bool:
+    """If the attributes are what they were: equal numbers, tensors and items of containers, the same other objects."""
     now = vars(module)
-    return now.keys() == old.keys() and all(
-        now[name] is value and (held is None or _same_items(value, held)) for name, (value, held) in old.items()
-    )
+    return now.keys() == old.keys() and all(_is_as(value, old[name]) for name, value in now.items())
+
+
+def _mark(value: Any, deep: bool = True) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value), [_mark(item, deep) for item in value]
+    if isinstance(value, dict):
+        return dict, {key: _mark(item, deep) for key, item in value.items()}
+    if isinstance(value, Tensor) and deep:
+        return Tensor, (weakref.ref(value), value.detach().clone())
+    try:
+        return weakref.ref, weakref.ref(value)
+    except TypeError:  # numbers, names, None, sets of such
+        return None, copy.copy(value)
+
+
+def _is_as(value: Any, mark: Any) -> bool:
+    kind, held = mark
+    if kind is weakref.ref:
+        return held() is value
+    if kind is Tensor:
+        same = held[0]() is value and value.shape == held[1].shape and value.dtype == held[1].dtype
+        return same and bool(torch.equal(value, held[1]))
+    if kind is dict:
+        same = isinstance(value, dict) and value.keys() == held.keys()
+        return same and all(_is_as(item, held[key]) for key, item in value.items())
+    if kind is None:
+        return type(value) is type(held) and bool(value == held)
+    return type(value) is kind and len(value) == len(held) and all(map(_is_as, value, held))
 
 
 def _restore(module: nn.Module, old: Snapshot) -> set[str]:

@@ -24,7 +24,7 @@ def _of_log_density(estimator: Estimator, at: Points, probes: Probes) -> Iterato
         raise bad("form", "'score' for a network that is no potential", "'log_density'")
     d_t, a, g2 = at.d_t_potential, at.a.flatten(), at.g2.flatten()
     s = at.value
-    known = d_t + a * at.x[0].numel() + a * dot(at.x, s) - g2 / 2 * dot(s, s)
+    known = d_t + a * at.dimension + a * dot(at.x, s) - g2 / 2 * dot(s, s)
     for divergence in estimator.divergence(at, probes):
         residual = known - g2 / 2 * divergence
         yield residual if at.graph else residual.detach()
@@ -88,12 +88,12 @@ def pick(estimator: str, at: Points) -> str:
     """A key of ``ESTIMATORS``: the named one, or what "auto" stands for."""
     if key("estimator", estimator, ("auto", *ESTIMATORS)) != "auto":
         return estimator
-    return "exact" if at.x[0].numel() <= EXACT_DIVERGENCE and _twice(at) else "martingale"
+    return "exact" if at.dimension <= EXACT_DIVERGENCE and _twice(at) else "martingale"
 
 
 def _twice(at: Points) -> bool:
     """If autograd differentiates the score twice; tried on one point."""
-    one = Points(at.score, at.x[:1].detach(), at.t[:1], graph=False)
+    one = Points(at.score, at.x[:1].detach(), at.t[:1].detach(), graph=False)
     try:
         next(ESTIMATORS["hutchinson"].residual(one, Probes(one.x, 1, noise.seed_tensor(0, 1), "rademacher")))
     except (RuntimeError, NotImplementedError, ValueError):

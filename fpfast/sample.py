@@ -115,8 +115,8 @@ def sample(
     On the CPU the layers of a perceptron (see :mod:`fpfast.fused`) run inside the kernel, all steps in one go. It is
     called once, on three points, to check what was recognised; a potential a second time when it is new.
     backend="reference" calls it as any other network is called: as it is, so put it in evaluation mode if it has
-    dropout. Its inputs x and t are the run's own memory and are overwritten by the next step, so a network must not
-    change them, and must clone what it wants to keep.
+    dropout. Its inputs x and t are the run's own memory: the next step overwrites them, and the last state is what is
+    returned. So a network must not change them, and must clone what it wants to keep.
 
     Returns:
         Samples at the last time, of the given shape, dtype and device.

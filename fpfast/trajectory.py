@@ -51,7 +51,7 @@ def fusible(
     if other := {str(one) for one in held if one != dtype}:
         return None, f"the network's parameters are {', '.join(sorted(other))}"
     try:
-        fused = recognised(net, shape[1])
+        fused = recognised(net, shape[1], _what(score))
         if fused.outputs != outputs or _flat_score(fused, score):
             return None, f"the network has {fused.outputs} outputs" + ", flat" * fused.flat
         fused.value(_what(score))

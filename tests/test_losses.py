@@ -147,6 +147,13 @@ BAD = [
     (lambda s: losses.fp_diffusion(s, X, 0.5, estimator="taylor"), "estimator: expected one of 'exact', 'hutchinson'"),
     (lambda s: losses.fp_diffusion(s, X, 0.5, alpha=-1.0), "alpha: expected a number of at least 0"),
     (lambda s: losses.fp_diffusion(s, X, 0.5, m=0.5), "m: expected a power of at least 1"),
+    (lambda s: losses.dsm(s, X, t=torch.zeros(3)), "t: expected times where std"),
+    (lambda s: losses.dsm(s, X[:0]), "x0: expected float32 or float64"),
+    (lambda s: losses.dsm(s, X.long()), "x0: expected float32 or float64"),
+    (lambda s: losses.fp_regulariser(s, X[:0], 0.5), "x: expected at least one point"),
+    (lambda s: losses.fp_regulariser(s, X, torch.rand(2), fraction=0.5), r"t: expected a number or shape \(3,\)"),
+    (lambda s: losses.fp_regulariser(s, X, 0.5, probes=1.5), "probes: expected an integer of at least 1, got 1.5"),
+    (lambda s: losses.fp_regulariser(s, X, 0.5, seed=range(2)), "seed: expected one seed, or one for each of the 3"),
     (lambda s: losses.box((3, 2), -1.0), "half_width: expected a positive number"),
 ]
 

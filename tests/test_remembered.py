@@ -1,6 +1,7 @@
 """``sample`` recognises a module once, sees whatever changes in it, and does not keep it alive."""
 
 import gc
+import types
 import weakref
 
 import pytest
@@ -26,11 +27,12 @@ class Knobs(nn.Module):
         super().__init__()
         self.first, self.last = nn.Linear(2, 5), nn.Linear(5, 1)
         self.act = nn.Softplus(beta=2.0)
-        self.scale, self.numbers, self.named = 1.0, [1.0, 2.0], {"a": 1.0}
+        self.scale, self.numbers, self.named, self.nested = 1.0, [1.0, 2.0], {"a": 1.0}, [[1.0], (1.0,)]
+        self.tensor, self.object, self.offset = torch.tensor(1.0), types.SimpleNamespace(k=1.0), 0.0
 
     def forward(self, x, t):
-        factor = self.scale * self.numbers[1] * self.named["a"] * self.kind * FACTOR
-        return self.last(self.act(self.first(x) + t[:, None])) * factor
+        factor = self.scale * self.numbers[1] * self.named["a"] * self.kind * FACTOR * self.nested[0][0] * self.object.k
+        return self.last(self.act(self.first(x) + t[:, None])) * factor * self.tensor + self.offset
 
 
 def set_global(net):
@@ -42,8 +44,14 @@ def set_forward(net):
     type(net).forward = lambda self, x, t: self.last(self.act(self.first(x) * 2))
 
 
-CHANGES = {
+SEEN_BY_COMPILED = {
+    "item of a nested list": lambda net: net.nested[0].__setitem__(0, 3.0),
+    "tensor in place": lambda net: net.tensor.mul_(3),
     "float": lambda net: setattr(net, "scale", 1.5),
+}
+CHANGES = {
+    **SEEN_BY_COMPILED,
+    "object": lambda net: setattr(net.object, "k", 2.0),
     "item of a list": lambda net: net.numbers.__setitem__(1, 3.0),
     "item of a dict": lambda net: net.named.__setitem__("a", 2.0),
     "attribute of the class": lambda net: setattr(type(net), "kind", 2.0),
@@ -118,6 +126,29 @@ def test_change_between_runs(change):
     assert error(after, run(net, "reference")[0]) < 1e-5
 
 
+def test_change_under_a_large_constant():
+    """The output hardly changes, the gradient does."""
+    net = Knobs()
+    net.offset = 3000.0
+    before, _ = run(net)
+    net.object.k = 1.0009
+    after, info = run(net)
+    assert info.fused
+    assert not torch.equal(after, before)
+    assert error(after, run(net, "reference")[0]) < 1e-5
+
+
+@pytest.mark.parametrize("change", SEEN_BY_COMPILED)
+def test_change_after_compile(change):
+    net = Knobs().requires_grad_(False)
+    engine = fpfast.fused.compile(net, 2)
+    x, t = torch.randn(5, 2), torch.rand(5)
+    before = engine(x, t)
+    SEEN_BY_COMPILED[change](net)
+    assert error(engine(x, t), net(x, t)) < 1e-5
+    assert error(engine(x, t), before) > 0.1
+
+
 @pytest.mark.parametrize("name", [name for name in MUTATIONS if name not in ("more outputs", "forward")])
 def test_mutation_between_runs(name):
     net = Plain()
@@ -151,6 +182,7 @@ def test_refusals_repeat():
 
 def test_module_is_not_kept_alive():
     net = Plain()
+    net.method = net.forward_pre_hook = net.extra_repr  # which hold the module
     run(net)
     gone = weakref.ref(net)
     del net

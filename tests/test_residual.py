@@ -1,5 +1,6 @@
 """Divergences and Fokker-Planck residuals: exact where the score is known, unbiased where probes are random."""
 
+import contextlib
 import itertools
 import math
 
@@ -291,6 +292,70 @@ def test_without_autograd():
     assert fpfast.fp_residual(score, x, 0.5).estimator == "martingale"
 
 
+@pytest.mark.parametrize("kind", ["float32 network", "bfloat16 output", "autocast"])
+def test_steps_follow_the_coarsest_dtype(kind):
+    """Of a float64 state with a float32 network, and the like: differences are as good as that dtype lets them be."""
+    net = network(2, "score", torch.float32).net
+    double = network(2, "score").net
+    x, t = torch.randn(50, 2, dtype=torch.float64), torch.full((50,), 0.5, dtype=torch.float64)
+    exact = fpfast.divergence(fpfast.Score(double, fpfast.VP()), x, t).value
+
+    def low(x, t):
+        y = net(x.float(), t.float())
+        return y.bfloat16() if kind == "bfloat16 output" else y
+
+    score = fpfast.Score(low, fpfast.VP())
+    bound = 1e-3 if kind == "float32 network" else 0.3
+    mode = torch.autocast("cpu", dtype=torch.bfloat16) if kind == "autocast" else contextlib.nullcontext()
+    with mode:
+        for name in ("finite_difference", "martingale"):
+            found = fpfast.divergence(score, x, t, estimator=name, probes=2, seed=0, distribution="rademacher")
+            # The same probes, exactly:
+            taylor = fpfast.divergence(fpfast.Score(double, fpfast.VP()), x, t, estimator="taylor", probes=2, seed=0)
+            off = (found.value - taylor.value).square().mean().sqrt() / exact.square().mean().sqrt()
+            assert float(off) < bound, (name, float(off))
+
+
+HEAD = nn.Linear(2, 2).double()
+DETACHED = {
+    "detached input": lambda x, t: torch.tanh(x.detach()) * t[:, None].to(x.dtype),
+    "trained head": lambda x, t: HEAD(torch.tanh(x.detach())),
+}
+
+
+@pytest.mark.parametrize("name", DETACHED)
+def test_graphs_that_do_not_reach_x(name):
+    score = fpfast.Score(DETACHED[name], fpfast.VP())
+    x = torch.randn(4, 2, dtype=torch.float64)
+    found = fpfast.divergence(score, x, 0.5)
+    assert found.estimator == "finite_difference"
+    assert float(found.value.abs().min()) > 1e-3
+    for estimator in ("exact", "hutchinson", "hutchpp"):
+        with pytest.raises(ValueError, match="net: expected a score that autograd can differentiate"):
+            fpfast.divergence(score, x, 0.5, estimator=estimator, probes=3)
+    assert fpfast.fp_residual(score, x, 0.5).estimator == "martingale"
+    constant = fpfast.Score(lambda x, t: torch.ones_like(x), fpfast.VP())
+    assert float(fpfast.divergence(constant, x, 0.5, estimator="exact").value.abs().max()) == 0
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_wrong_outputs_and_times(name):
+    x = torch.randn(4, 3, dtype=torch.float64)
+    for call in (fpfast.divergence, fpfast.fp_residual):
+        with pytest.raises(ValueError, match=r"net: expected an output of shape \(4, 3\)"):
+            call(fpfast.Score(lambda x, t: x[:, :1], fpfast.VP()), x, 0.5, estimator=name, probes=3)
+        for t in (-0.5, 1.5):
+            with pytest.raises(ValueError, match="t: expected times in"):
+                call(network(3, "score"), x, t, estimator=name, probes=3)
+
+
+@pytest.mark.parametrize("name", ["auto", *ESTIMATORS])
+def test_no_points(name):
+    score, x = network(3, "score"), torch.zeros(0, 3, dtype=torch.float64)
+    assert fpfast.divergence(score, x, 0.5, estimator=name, probes=3).value.shape == (0,)
+    assert fpfast.fp_residual(score, x, 0.5, estimator=name, probes=3).value.shape == (0, 3)
+
+
 @native
 @pytest.mark.parametrize("predicts", ["noise", "potential"])
 def test_fused_network(predicts, monkeypatch):
@@ -304,6 +369,9 @@ def test_fused_network(predicts, monkeypatch):
     monkeypatch.setattr(MLP, "forward", lambda self, x, t: calls.append(x) or forward(self, x, t))
     torch.testing.assert_close(fpfast.divergence(fused, x, t).value, exact, rtol=1e-4, atol=1e-4)
     assert all(len(x) == 3 for x in calls)  # of which recognition makes use
+    for t_wrong in (-0.5, 1.5):
+        with pytest.raises(ValueError, match="t: expected times in"):
+            fpfast.divergence(fused, x, t_wrong)
     for name in ESTIMATORS:
         ours, theirs = (fpfast.fp_residual(s, x, t, estimator=name, probes=3, seed=0).value for s in (fused, plain))
         torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=0.02 * float(theirs.abs().max()))
