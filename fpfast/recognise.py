@@ -168,10 +168,12 @@ def _mark(value: Any, deep: bool = True) -> Any:
         return dict, {key: _mark(item, deep) for key, item in value.items()}
     if isinstance(value, Tensor) and deep:
         return Tensor, (weakref.ref(value), value.detach().clone())
+    if isinstance(value, set):
+        return None, set(value)
     try:
         return weakref.ref, weakref.ref(value)
-    except TypeError:  # numbers, names, None, sets of such
-        return None, copy.copy(value)
+    except TypeError:  # numbers, names, None
+        return None, value
 
 
 def _is_as(value: Any, mark: Any) -> bool:

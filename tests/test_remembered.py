@@ -29,9 +29,11 @@ class Knobs(nn.Module):
         self.act = nn.Softplus(beta=2.0)
         self.scale, self.numbers, self.named, self.nested = 1.0, [1.0, 2.0], {"a": 1.0}, [[1.0], (1.0,)]
         self.tensor, self.object, self.offset = torch.tensor(1.0), types.SimpleNamespace(k=1.0), 0.0
+        self.flags = {"a"}
 
     def forward(self, x, t):
         factor = self.scale * self.numbers[1] * self.named["a"] * self.kind * FACTOR * self.nested[0][0] * self.object.k
+        factor = 2 * factor if "b" in self.flags else factor
         return self.last(self.act(self.first(x) + t[:, None])) * factor * self.tensor + self.offset
 
 
@@ -45,6 +47,7 @@ def set_forward(net):
 
 
 SEEN_BY_COMPILED = {
+    "item of a set": lambda net: net.flags.add("b"),
     "item of a nested list": lambda net: net.nested[0].__setitem__(0, 3.0),
     "tensor in place": lambda net: net.tensor.mul_(3),
     "float": lambda net: setattr(net, "scale", 1.5),
