@@ -79,10 +79,10 @@ def _aligned(table: list[list[str]]) -> Iterator[str]:
 
 def _threads(rows: list[Row]) -> Iterator[str]:
     """How much faster several threads are than one."""
-    single = {(row.case, row.side): row.median for row in rows if row.threads == 1 and row.median}
+    single = {(row.group, row.case, row.side): row.median for row in rows if row.threads == 1 and row.median}
     table = [["speed-up", "threads", "side", "case"]]
     for row in rows:
-        alone = single.get((row.case, row.side))
+        alone = single.get((row.group, row.case, row.side))
         if row.threads > 1 and row.median and alone and row.group in ("authors", "combine", "normal"):
             table.append([f"{alone / row.median:.2f}", str(row.threads), row.side, f"{row.group}: {row.case}"])
     if len(table) > 1:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import native
 from test_fused import error
-from test_fused_random import MUTATIONS, Plain
+from test_fused_random import MUTATIONS, Plain, Reverse
 from torch import nn
 
 import fpfast
@@ -163,19 +163,10 @@ def test_mutation_between_runs(name):
 def test_refusals_repeat():
     """A gradient that differs from the trace's is refused at each run, also where it was fused before."""
 
-    class Backward(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x * 1.0
-
-        @staticmethod
-        def backward(ctx, grad):
-            return -grad
-
     class Net(Plain):
         def forward(self, x, t):
             h = self.act(self.first(x))
-            return self.last(Backward.apply(h) if self.number > 1 else h)
+            return self.last(Reverse.apply(h) if self.number > 1 else h)
 
     net = Net()
     infos = [run(net)[1] for _ in range(2)]
