@@ -29,7 +29,8 @@ KERNEL_FLAGS = [
     *("-std=c++17", "-O3", "-fopenmp"),
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
 ]
-CPU_SOURCES = ("kernels", "trajectory")
+CPU_SOURCES = ("kernels", "trajectory", "residual")
+BINDINGS = ("bindings", "bind_residual")
 CUDA_ARCHITECTURES = ("80", "90", "100", "120")
 
 
@@ -90,9 +91,10 @@ class BuildNative(build_ext):
             objects.append(cuda_object)
             defines.append("-DFPFAST_CUDA")
             libraries = [str(self.cuda_runtime), "-ldl", "-lrt", "-lpthread"]
-        objects.append(temporary / "bindings.o")
-        source = str(ROOT / "csrc/bindings.cpp")
-        self.spawn([*compiler, "-std=c++17", "-O2", *include, *defines, "-c", source, "-o", str(objects[-1])])
+        for name in BINDINGS:
+            objects.append(temporary / f"{name}.o")
+            source = str(ROOT / f"csrc/{name}.cpp")
+            self.spawn([*compiler, "-std=c++17", "-O2", *include, *defines, "-c", source, "-o", str(objects[-1])])
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         self.spawn(

@@ -1,6 +1,5 @@
 // The Python module fpfast._native: addresses and sizes come in, are checked once more here, and go to a kernel.
 // fpfast/native.py is its only caller.
-#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #if defined(__linux__)
@@ -12,7 +11,7 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/levels.h"
+#include "bindings.h"
 #ifdef FPFAST_CUDA
 #include "cuda/launch.h"
 #endif
@@ -41,21 +40,25 @@ const std::vector<Level>& levels() {
   return all;
 }
 
+}  // namespace
+
 const CpuKernels& kernels_of(const std::string& level) {
   for (const Level& one : levels())
     if (level == one.name && one.runs_here) return *one.kernels;
   throw py::value_error("level: expected one that this processor has (see levels()), got '" + level + "'");
 }
 
+void require(bool ok, const char* message) {
+  if (!ok) throw py::value_error(message);
+}
+
+namespace {
+
 std::vector<std::string> level_names() {
   std::vector<std::string> names;
   for (const Level& one : levels())
     if (one.runs_here) names.push_back(one.name);
   return names;
-}
-
-void require(bool ok, const char* message) {
-  if (!ok) throw py::value_error(message);
 }
 
 void check_sizes(int64_t samples, int64_t elements, int64_t first_sample, int64_t draw) {
@@ -250,6 +253,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("cpu_combine", cpu_combine);
   m.def("cpu_noise", cpu_noise);
   m.def("cpu_trajectory", cpu_trajectory);
+  bind_residual(m);
   m.def("block_rows", block_rows, "Rows of a matrix that a level packs together.");
 #ifdef FPFAST_CUDA
   m.attr("has_cuda") = true;

@@ -90,4 +90,69 @@ struct Trajectory {
   int64_t tile;  // vectors a tile, 1 to 3, or 0: the best for the number of samples
 };
 
+// The Fokker-Planck residual of a recognised network and the gradient of a loss of it, point by point. A value's jet
+// has, for each of its rows, columns
+//
+//   value | derivatives along n directions | rate | along e | along a direction and e, n of them | rate along e
+//
+// where the rate is M = d_t + (drift of the jet's x) . grad - curvature sum_i D^2[direction i, direction i], e is one
+// more direction, and the last n + 2 columns, or the last, are there only where a form needs them.
+enum class JetOp : int64_t {
+  linear = 0,    // out = W a + b + bias
+  feature = 1,   // out += W a, a of time: only its value and its rate are not 0; W may be `nothing`
+  activate = 2,  // out = h(a)
+  add = 3,       // out = a + b + bias
+  scale = 4,     // out = weights * a, a weight a row
+};
+
+struct JetInstruction {
+  JetOp op;
+  int64_t rows, columns;
+  int64_t out, a, b;                          // rows of the jets' workspace; those of x are the first
+  int64_t out_adjoint, a_adjoint, b_adjoint;  // rows of the adjoints', or `nothing` where it is not wanted
+  int64_t a_adds, b_adds;                     // 1: there is something already, to be added to
+  int64_t weights, transposed;                // offsets of packed matrices, of factors, of the activation's parameter
+  int64_t bias;                               // offset in the weights, or `nothing`
+  int64_t gradient, bias_gradient;            // offsets in the gradient, or `nothing`
+  int64_t slopes;                             // of an activation: rows of derivatives
+  int64_t kind;                               // Activation
+};
+
+// A gradient's matrix has its columns filled up to a multiple of this, and its vectors so many numbers a row, to be
+// added up.
+constexpr int gradient_lanes = 16;
+
+enum class Form : int {
+  log_density = 0,         // a potential's R, along all d units
+  log_density_probes = 1,  // a potential's R, along probes
+  potential = 2,           // the residual of a potential's score, along all d units
+  score = 3,               // the residual of a score
+};
+
+struct Residual {
+  bool float64;
+  Form form;
+  const JetInstruction* program;
+  int64_t instructions;
+  const void* weights;
+  int64_t dimension, directions;
+  double share;             // of a direction in the sum over all: 1, or 1 / directions of probes
+  int64_t output, outputs;  // rows of the network's output
+  int64_t output_adjoint;
+  int64_t features, feature_count, features_adjoint;  // their rows
+  int64_t jets, adjoints, slopes;                     // rows of the workspaces
+  int64_t samples;
+  const void *x, *feature_values, *feature_rates;  // [samples, d], [samples, feature_count]
+  const void* probes;                              // [directions, samples, d], or null: the units
+  const void* coef;                                // [samples, 6] or [6]: a, g^2 / 2, p, q, dp/dt, dq/dt of s = p x + q y
+  bool coef_per_sample;
+  void* value;           // the residual, [samples] or [samples, d]; may be null
+  const void* upstream;  // what its gradient is multiplied by, shaped like it; or null:
+  const void* weight;    // [samples], the loss is sum weight |residual|^2; both null: no gradient
+  double* loss;
+  double* gradient;  // [gradient_count], added to
+  int64_t gradient_count;
+  void *feature_adjoints, *rate_adjoints;  // [samples, feature_count]; may be null
+};
+
 }  // namespace fpfast

@@ -55,21 +55,23 @@ class Program:
         linear = self.instructions[self.instructions[:, 0] == OPS["linear"]]
         return 2 * int((linear[:, 6] * linear[:, 7]).sum())
 
+    @torch.no_grad()
     def weights(self, block_rows: int, dtype: torch.dtype) -> Tensor:
         """Matrices as [block][column][row], the last block with the rows that are left; vectors as they are."""
         parts = []
         for constant in self._weights:
-            w = constant().detach().to(torch.float64)
+            w = constant()
             if w.ndim == 2:
                 w = torch.cat([block.mT.reshape(-1) for block in w.split(block_rows)])
             parts.append(w.reshape(-1))
         return torch.cat(parts).to(dtype) if parts else torch.zeros(1, dtype=dtype)
 
+    @torch.no_grad()
     def biases(self, times: Tensor, dtype: torch.dtype) -> Tensor:
         """[len(times), bias_width] for evaluations at these times."""
         out = torch.zeros(len(times), max(self.bias_width, 1), dtype=torch.float64)
         for offset, rows, bias, factor in self._biases:
-            out[:, offset : offset + rows] = factor * bias(times.to(torch.float64)).detach()
+            out[:, offset : offset + rows] = factor * bias(times.to(torch.float64))
         return out.to(dtype)
 
     def with_biases_at(self, row: int) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,14 @@ from torch import Tensor, nn
 from fpfast import backends
 from fpfast.assemble import Program, assemble
 from fpfast.errors import bad, integer
+from fpfast.jets import Jets
 from fpfast.program import Value, divergence, gradient
 from fpfast.recognise import check_modules, marks, recognise, unchanged
 from fpfast.reference import Key
 from fpfast.traced import Unsupported, first_line
+
+if TYPE_CHECKING:
+    from fpfast.native import Cpu
 
 __all__ = ["Fused", "Unsupported", "compile"]
 
@@ -55,9 +59,7 @@ class Fused:
     def _recognise(self) -> None:
         self._tensors: list[Tensor] = []  # so that a refusal is repeated by the next refresh
         self._end, self._source, self.flat = recognise(self.net, self.dimension, self.time_column)
-        for name, parameter in self.net.named_parameters():
-            if not bool(parameter.isfinite().all()):
-                raise bad("net", "finite parameters", f"NaN or infinity in {name!r}")
+        self._check_finite()
         self._ends: dict[str, Value] = {"output": self._end}
         self._remembered: dict[Any, Any] = {}
         self._answers: dict[str, Tensor] = {}
@@ -82,8 +84,23 @@ class Fused:
         tensors, modules = self._read(), list(self.net.modules())
         same = len(tensors) == len(self._tensors) and len(modules) == len(self._marks)
         same = same and all(map(unchanged, modules, self._marks))
-        if not (same and all(map(_unchanged, tensors, self._tensors, self._values))):
+        if not (same and all(map(_alike, tensors, self._tensors, self._values))):
             self._recognise()
+        elif not all(map(torch.equal, tensors, self._values)):
+            self._take_values()
+
+    def _take_values(self) -> None:
+        """New values of the same parameters: a trace would be the same, since it cannot read them."""
+        self._check_finite()
+        self._values = [tensor.detach().clone() for tensor in self._tensors]
+        self._remembered = {key: made for key, made in self._remembered.items() if isinstance(made, Jets)}
+        self._answers = {}
+
+    def _check_finite(self) -> None:
+        for name, parameter in self.net.named_parameters():
+            if not bool(parameter.isfinite().all()):
+                self._tensors = []  # so that the refusal is repeated by the next refresh
+                raise bad("net", "finite parameters", f"NaN or infinity in {name!r}")
 
     def _compare(self, what: str) -> None:
         """Runs module and program on a few points: the last guard against a forward that a trace does not see through.
@@ -126,6 +143,19 @@ class Fused:
         return self.remembered(
             key, lambda: Packed(assemble(self.value(what), self._source, first_row), dtype, self.level)
         )
+
+    def available(self, x: Tensor) -> bool:
+        """If the engine runs on tensors like x."""
+        return _obstacle(x) is None
+
+    def jets(self, dtype: torch.dtype) -> tuple[Jets, Cpu, Tensor]:
+        """The program for residuals, the kernels, and the present weights as these want them; for refreshed values."""
+        from fpfast.native import Cpu  # which is not there where the kernels are not built
+
+        cpu = Cpu(self.level)
+        trained = tuple(p.requires_grad for p in self.net.parameters())
+        jets = self.remembered(("jets", trained), lambda: Jets(self._end, self._source, cpu.block_rows))
+        return jets, cpu, self.remembered(("jet weights", dtype), lambda: jets.weights(dtype))
 
     def remembered(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What ``make`` made of the present weights under this key, here or at an earlier call."""
@@ -254,9 +284,8 @@ def recognised(net: nn.Module, dimension: int, what: str) -> Fused:
     return fused
 
 
-def _unchanged(tensor: Tensor, known: Tensor, value: Tensor) -> bool:
-    alike = tensor is known and tensor.shape == value.shape and tensor.dtype == value.dtype
-    return alike and bool(torch.equal(tensor, value))
+def _alike(tensor: Tensor, known: Tensor, value: Tensor) -> bool:
+    return tensor is known and tensor.shape == value.shape and tensor.dtype == value.dtype
 
 
 def _autograd(net: nn.Module, x: Tensor, t: Tensor) -> Tensor:

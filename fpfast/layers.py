@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fpfast.program import Activate, Add, Linear, Scale, Value
+from fpfast.program import Activate, Add, Bias, Linear, Scale, Term, Value
 from fpfast.shapes import SHAPES, SameDtype
 from fpfast.traced import Joined, OfTime, State, Unsupported, of_time, state_value
 
 
-def _bias(term: OfTime, rows: int, sign: float = 1.0) -> Callable[[Tensor], Tensor]:
+def _bias(term: OfTime, rows: int) -> Term:
     tail = term.tail[1:] if not term.batched and len(term.tail) == 2 and term.tail[0] == 1 else term.tail
     fits = tail in ((rows,), (1,)) if term.batched else tail in ((rows,), (1,), ())
     if not fits:
         raise Unsupported(f"it adds a shape {term.tail} to {rows} columns")
-    return lambda t: (sign * term.compute(t)).expand(len(t), rows)
+    return Term(lambda t: term.compute(t).expand(len(t), rows), rows, term.batched)
 
 
 def _factor(term: OfTime, rows: int) -> Callable[[], Tensor]:
@@ -34,7 +34,7 @@ def _factor(term: OfTime, rows: int) -> Callable[[], Tensor]:
 
 
 def _matrix(weight: Tensor, columns: slice) -> Callable[[], Tensor]:
-    return lambda: weight.detach()[:, columns].to(torch.float64)
+    return lambda: weight[:, columns].to(torch.float64)
 
 
 def _linear(x: Any, weight: Any, bias: Any = None) -> State | OfTime:
@@ -49,16 +49,15 @@ def _linear(x: Any, weight: Any, bias: Any = None) -> State | OfTime:
     if isinstance(x, OfTime):
         if not x.batched or x.tail != (weight.shape[1],):
             raise Unsupported(f"it takes {weight.shape[1]} columns and gets a shape {x.tail}")
-        product = OfTime((out,), _through(_matrix(weight, slice(None)), x))
+        matrix, given = _matrix(weight, slice(None)), x
+        product = OfTime((out,), lambda t: given.compute(t) @ matrix().mT)
         return product if bias is None else of_time(torch.add, product, bias)
     parts = x.parts if isinstance(x, Joined) else (State(state_value(x)),)
     widths = [part.value.rows if isinstance(part, State) else part.tail[0] for part in parts]
     if sum(widths) != weight.shape[1]:
         raise Unsupported(f"it takes {weight.shape[1]} columns and gets {sum(widths)}")
     of_x: list[tuple[Value, Callable[[], Tensor]]] = []
-    biases: list[Callable[[Tensor], Tensor]] = []
-    if bias is not None:
-        biases.append(_bias(bias, out))
+    terms = [] if bias is None else [_bias(bias, out)]
     start = 0
     for part, width in zip(parts, widths, strict=True):
         matrix = _matrix(weight, slice(start, start + width))
@@ -66,19 +65,15 @@ def _linear(x: Any, weight: Any, bias: Any = None) -> State | OfTime:
         if isinstance(part, State):
             of_x.append((part.value, matrix))
         else:
-            biases.append(_through(matrix, part))
+            terms.append(Term(part.compute, width, True, matrix))
     if not of_x:
         raise Unsupported("its input does not depend on x")
-    total = None if not biases else lambda t: torch.stack([term(t) for term in biases]).sum(0)
+    total = Bias(out, tuple(terms)) if terms else None
     value = None
     for source, matrix in of_x:  # the bias goes with the first, the others are added to it
         value = Linear(out, source, matrix, total if value is None else None, value)
     assert value is not None
     return State(value)
-
-
-def _through(matrix: Callable[[], Tensor], part: OfTime) -> Callable[[Tensor], Tensor]:
-    return lambda t: part.compute(t) @ matrix().mT
 
 
 # Elementwise ---------------------------------------------------------------------------------------------------------
@@ -135,7 +130,7 @@ def _add(x: Any, y: Any, *, alpha: float = 1) -> State | OfTime:
         return of_time(torch.add, x, y)
     a = state_value(x)
     if not isinstance(y, State):
-        return State(Add(a.rows, a, _bias(OfTime.of(y), a.rows)))
+        return State(Add(a.rows, a, Bias(a.rows, (_bias(OfTime.of(y), a.rows),))))
     b = state_value(y)
     if a.rows != b.rows:
         raise Unsupported(f"it adds {b.rows} columns to {a.rows}")

@@ -106,6 +106,17 @@ class Cpu:
         )
 
 
+    def residual(
+        self,
+        *,
+        tensors: dict[str, Tensor | None],  # by their names in csrc/kernels.h; None: a null pointer
+        numbers: dict[str, int | float],
+    ) -> None:
+        """A Fokker-Planck residual of a recognised network, and gradients; see csrc/kernels.h."""
+        addresses = {name: 0 if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()}
+        _native.cpu_residual(self.level, {**numbers, **addresses}, torch.get_num_threads())
+
+
 class Cuda:
     """CUDA C++ kernels, on the tensors' device and its current stream."""
 

@@ -15,8 +15,33 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-Constant = Callable[[], Tensor]  # float64; follows the parameters it is made of
-Bias = Callable[[Tensor], Tensor]  # times [n] -> [n, rows], float64
+Constant = Callable[[], Tensor]  # float64, with a graph to the parameters it is made of
+
+
+@dataclass(eq=False)
+class Term:
+    """A part of a bias, matrix @ compute(t) or compute(t) as it stands."""
+
+    compute: Callable[[Tensor], Tensor]  # times [n] -> [n, columns], float64
+    columns: int
+    of_time: bool  # else the same at all times
+    matrix: Constant | None = None  # [rows, columns]
+
+
+@dataclass(eq=False)
+class Bias:
+    """What is added to ``rows`` numbers of every sample; it may depend on time."""
+
+    rows: int
+    terms: tuple[Term, ...]
+
+    def __call__(self, t: Tensor) -> Tensor:
+        """At times [n]: [n, rows], float64."""
+        total = torch.zeros(len(t), self.rows, dtype=torch.float64)
+        for term in self.terms:
+            value = term.compute(t)
+            total = total + (value if term.matrix is None else value @ term.matrix().mT)
+        return total
 
 
 @dataclass(eq=False)
@@ -143,14 +168,14 @@ def _plus(a: Change, b: Change) -> Change:
     if isinstance(a, Value) and isinstance(b, Value):
         return Add(a.rows, a, other=b)
     if isinstance(a, Value):
-        return Add(a.rows, a, bias=_constant_bias(b))  # type: ignore[arg-type]
+        return Add(a.rows, a, bias=_constant_bias(b, a.rows))  # type: ignore[arg-type]
     if isinstance(b, Value):
-        return Add(b.rows, b, bias=_constant_bias(a))
+        return Add(b.rows, b, bias=_constant_bias(a, b.rows))
     return lambda: a() + b()
 
 
-def _constant_bias(vector: Constant) -> Bias:
-    return lambda t: vector().expand(len(t), -1)
+def _constant_bias(vector: Constant, rows: int) -> Bias:
+    return Bias(rows, (Term(lambda t: vector().expand(len(t), -1), rows, of_time=False),))
 
 
 def _apply(rows: int, matrix: Constant, change: Change, other: Change = None) -> Change:
@@ -165,7 +190,7 @@ def _apply(rows: int, matrix: Constant, change: Change, other: Change = None) ->
         return _plus(lambda: matrix() @ product(), other)
     if other is None or isinstance(other, Value):
         return Linear(rows, change, matrix, other=other)
-    return Linear(rows, change, matrix, bias=_constant_bias(other))
+    return Linear(rows, change, matrix, bias=_constant_bias(other, rows))
 
 
 def as_value(change: Change, rows: int) -> Value:

@@ -47,7 +47,7 @@ class OfTime:
         tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
         if tensor.device.type != "cpu":
             raise Unsupported(f"a parameter is on {tensor.device}, not on the CPU")
-        return OfTime(tuple(tensor.shape), lambda t: tensor.detach().to(torch.float64), batched=False, tensor=tensor)
+        return OfTime(tuple(tensor.shape), lambda t: tensor.to(torch.float64), batched=False, tensor=tensor)
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,7 @@ void noise(float* out, Kind kind, const Noise& noise, int64_t samples, int64_t e
 }  // namespace
 
 extern const CpuKernels kernels;
-const CpuKernels kernels = {combine, noise, run_trajectory, rows_together};
+const CpuKernels kernels = {combine, noise, run_trajectory, run_residual, rows_together};
 
 }  // namespace FPFAST_LEVEL
 }  // namespace fpfast

@@ -8,6 +8,7 @@ struct CpuKernels {
   void (*combine)(const Combine&, int threads);
   void (*noise)(float* out, Kind, const Noise&, int64_t samples, int64_t elements, int threads);
   void (*trajectory)(const Trajectory&, int threads);
+  void (*residual)(const Residual&, int threads);
   int block_rows;  // rows of a matrix that are packed together
 };
 
@@ -15,6 +16,7 @@ struct CpuKernels {
   namespace name {                                     \
   extern const CpuKernels kernels;                     \
   void run_trajectory(const Trajectory&, int threads); \
+  void run_residual(const Residual&, int threads);     \
   }
 FPFAST_DECLARE_LEVEL(baseline)
 FPFAST_DECLARE_LEVEL(avx2)

@@ -37,9 +37,9 @@ struct Beside {
   }
 };
 
+// `width` numbers lie between a value's row and its next.
 template <class T, int R, int P>
-FPFAST_FN void matrix_block(T* out, const T* w, const T* in, int64_t columns, const Beside<T>& beside) {
-  constexpr int width = Tile<T, P>::width;
+FPFAST_FN void matrix_block(T* out, const T* w, const T* in, int64_t columns, int64_t width, const Beside<T>& beside) {
   Vector<T> sum[R][P];
   FPFAST_UNROLL
   for (int r = 0; r < R; ++r) FPFAST_UNROLL
@@ -59,7 +59,7 @@ FPFAST_FN void matrix_block(T* out, const T* w, const T* in, int64_t columns, co
   FPFAST_UNROLL
   for (int r = 0; r < R; ++r) FPFAST_UNROLL
   for (int p = 0; p < P; ++p) {
-    const int at = r * width + p * lanes_of<T>;
+    const int64_t at = r * width + p * lanes_of<T>;
     if (beside.bias) sum[r][p] += broadcast(beside.bias[r]);
     if (beside.other) sum[r][p] += load(beside.other + at);
     if (beside.factor) sum[r][p] *= load(beside.factor + at);
@@ -68,20 +68,21 @@ FPFAST_FN void matrix_block(T* out, const T* w, const T* in, int64_t columns, co
 }
 
 template <class T, int R, int P>
-void last_block(int64_t rows, T* out, const T* w, const T* in, int64_t columns, const Beside<T>& beside) {
+FPFAST_FN void last_block(int64_t rows, T* out, const T* w, const T* in, int64_t columns, int64_t width,
+                          const Beside<T>& beside) {
   if constexpr (R > 0) {
-    if (rows == R) return matrix_block<T, R, P>(out, w, in, columns, beside);
-    last_block<T, R - 1, P>(rows, out, w, in, columns, beside);
+    if (rows == R) return matrix_block<T, R, P>(out, w, in, columns, width, beside);
+    last_block<T, R - 1, P>(rows, out, w, in, columns, width, beside);
   }
 }
 
 template <class T, int P>
-void linear(const Instruction& i, T* out, const T* in, const T* w, const Beside<T>& beside) {
-  constexpr int width = Tile<T, P>::width;
+FPFAST_FN void linear(int64_t rows, int64_t columns, T* out, const T* in, const T* w, int64_t width,
+                      const Beside<T>& beside) {
   int64_t r = 0;
-  for (; r + rows_together <= i.rows; r += rows_together)
-    matrix_block<T, rows_together, P>(out + r * width, w + r * i.columns, in, i.columns, beside.at(r, width));
-  last_block<T, rows_together - 1, P>(i.rows - r, out + r * width, w + r * i.columns, in, i.columns,
+  for (; r + rows_together <= rows; r += rows_together)
+    matrix_block<T, rows_together, P>(out + r * width, w + r * columns, in, columns, width, beside.at(r, width));
+  last_block<T, rows_together - 1, P>(rows - r, out + r * width, w + r * columns, in, columns, width,
                                       beside.at(r, width));
 }
 
@@ -138,29 +139,45 @@ inline ActivateFloat activate_for(Activation kind, int wants) {
 // The same in float64, by the standard library: a check, not meant to be fast.
 inline Jet<double> exact_activation(Activation kind, double u, double parameter) {
   constexpr double log2e = 1.4426950408889634, k = 1.5957691216057308, cubic = 0.044715;
-  const auto jet_of_logistic = [](double z, double w, double w1, double w2, double out) {
-    const double e = std::exp(-std::fabs(w)), r = 1 / (1 + e), s = w < 0 ? e * r : r, slope = e * r * r;
-    return Jet<double>{out * z * s, s + z * w1 * slope, slope * (2 * w1 + z * (w1 * w1 * (1 - 2 * s) + w2))};
+  struct Logistic {
+    double value, first, second, third, fourth;
+  };
+  const auto logistic = [](double w) {
+    const double e = std::exp(-std::fabs(w)), r = 1 / (1 + e), s = w < 0 ? e * r : r, first = e * r * r;
+    return Logistic{s, first, first * (1 - 2 * s), first * (1 - 6 * first), first * (1 - 2 * s) * (1 - 12 * first)};
   };
   switch (kind) {
     case Activation::tanh: {
-      const double z = u / (2 * log2e), h = std::tanh(z), c = std::cosh(z), first = 1 / (c * c);
-      return {h, first, -2 * h * first};
+      const double z = u / (2 * log2e), h = std::tanh(z), c = std::cosh(z), first = 1 / (c * c), second = -2 * h * first;
+      return {h, first, second, first * (4 - 6 * first), second * (4 - 12 * first)};
     }
     case Activation::softplus: {
-      const double w = u / log2e, e = std::exp(-std::fabs(w)), r = 1 / (1 + e);
-      return {log2e * (std::fmax(w, 0.0) + std::log1p(e)), w < 0 ? e * r : r, parameter * e * r * r};
+      const double w = u / log2e, b = parameter;
+      const Logistic s = logistic(w);
+      const double h = log2e * (std::fmax(w, 0.0) + std::log1p(std::exp(-std::fabs(w))));
+      return {h, s.value, b * s.first, b * b * s.second, b * b * b * s.third};
     }
-    case Activation::silu: return jet_of_logistic(u / log2e, u / log2e, 1, 0, log2e);
-    case Activation::gelu:
-      return jet_of_logistic(u, k * u * (1 + cubic * u * u), k * (1 + 3 * cubic * u * u), 6 * k * cubic * u, 1);
+    case Activation::silu: {
+      const double z = u / log2e;
+      const Logistic s = logistic(z);
+      return {u * s.value, s.value + z * s.first, 2 * s.first + z * s.second, 3 * s.second + z * s.third,
+              4 * s.third + z * s.fourth};
+    }
+    case Activation::gelu: {
+      const double z = u, w1 = k * (1 + 3 * cubic * z * z), w2 = 6 * k * cubic * z, w3 = 6 * k * cubic;
+      const Logistic s = logistic(k * z * (1 + cubic * z * z));
+      const double s1 = s.first * w1, s2 = s.second * w1 * w1 + s.first * w2;
+      const double s3 = s.third * w1 * w1 * w1 + 3 * s.second * w1 * w2 + s.first * w3;
+      const double s4 = s.fourth * w1 * w1 * w1 * w1 + 6 * s.third * w1 * w1 * w2 + s.second * (3 * w2 * w2 + 4 * w1 * w3);
+      return {z * s.value, s.value + z * s1, 2 * s1 + z * s2, 3 * s2 + z * s3, 4 * s3 + z * s4};
+    }
     case Activation::elu: {
       const double z = u / log2e;
-      if (!(z <= 0)) return {u, 1, 0};
+      if (!(z <= 0)) return {u, 1, 0, 0, 0};
       const double slope = parameter * std::exp(z);
-      return {log2e * parameter * std::expm1(z), slope, slope};
+      return {log2e * parameter * std::expm1(z), slope, slope, slope, slope};
     }
-    default: return {std::sin(u), std::cos(u), -std::sin(u)};
+    default: return {std::sin(u), std::cos(u), -std::sin(u), -std::cos(u), std::sin(u)};
   }
 }
 
@@ -208,7 +225,7 @@ void evaluate(const Trajectory& run, const Tile<T, P>& tile, const T* bias, int6
     const T* const b = i.bias == nothing ? nullptr : bias + i.bias;
     const T* const w = weights + i.weights;
     switch (i.op) {
-      case Op::linear: linear<T, P>(i, out, in, w, {b, other, at(i.first)}); break;
+      case Op::linear: linear<T, P>(i.rows, i.columns, out, in, w, width, {b, other, at(i.first)}); break;
       case Op::activate: activate(i, in, out, at(i.first), at(i.second), *w, i.rows * width); break;
       case Op::add:
         for (int64_t r = 0; r < i.rows; ++r)

@@ -180,6 +180,14 @@ FPFAST_FN void transpose_blocks(Vector<float>& a, Vector<float>& b, Vector<float
 #endif
 }
 
+// Lanes 4 q ... 4 q + 3.
+FPFAST_FN void store_block(float* to, Vector<float> v, int q) {
+  typedef float Block __attribute__((vector_size(16), aligned(4), may_alias));
+  Block block;
+  memcpy(&block, reinterpret_cast<const char*>(&v) + 16 * q, sizeof block);
+  *reinterpret_cast<Block*>(to) = block;
+}
+
 template <class T, int N>
 struct Pack {
   Vector<T> v[N];

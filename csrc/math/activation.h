@@ -1,4 +1,4 @@
-// Activations with their first and second derivatives, in float32.
+// Activations with their first four derivatives, in float32; what is not asked for costs nothing.
 //
 // The caller scales the argument, u = z * in, and rescales the value, so that exponentials are powers of two and
 // softplus costs no multiplication:
@@ -20,7 +20,7 @@ enum class Activation : int { tanh = 0, softplus = 1, silu = 2, gelu = 3, elu = 
 
 template <class F>
 struct Jet {
-  F value, first, second;
+  F value, first, second, third, fourth;
 };
 
 constexpr int want_value = 1, want_first = 2, want_second = 4;
@@ -77,6 +77,18 @@ FPFAST_FN Logistic<M> logistic(typename M::F u) {
   return {e, r, M::select(M::negative(u), e * r, r)};
 }
 
+// s', s'', s''' and s'''' of s(w) = 1 / (1 + e^-w).
+template <class F>
+struct Slopes {
+  F first, second, third, fourth;
+};
+
+template <class M>
+FPFAST_FN Slopes<typename M::F> slopes(const Logistic<M>& s) {
+  const auto first = s.power * s.inverse * s.inverse, tilt = M::fma(s.value, -2.0f, 1.0f), second = first * tilt;
+  return {first, second, first * M::fma(first, -6.0f, 1.0f), second * M::fma(first, -12.0f, 1.0f)};
+}
+
 template <class M>
 FPFAST_FN Jet<typename M::F> softplus(typename M::F u, float beta) {
   const Logistic<M> s = logistic<M>(u);
@@ -89,14 +101,18 @@ FPFAST_FN Jet<typename M::F> softplus(typename M::F u, float beta) {
   q = M::fma(q, e, 0x1.ec3ac6p-2f);
   q = M::fma(q, e, -0x1.715380p-1f);
   q = M::fma(q, e, 0x1.715476p+0f);
-  return {M::fma(q, e, M::max(0.0f, u)), s.value, e * s.inverse * s.inverse * beta};
+  const auto d = slopes<M>(s);
+  return {M::fma(q, e, M::max(0.0f, u)), s.value, d.first * beta, d.second * (beta * beta),
+          d.third * (beta * beta * beta)};
 }
 
 template <class M>
 FPFAST_FN Jet<typename M::F> silu(typename M::F u, float) {
   const Logistic<M> s = logistic<M>(u);
-  const auto slope = s.power * s.inverse * s.inverse, z = u * 0x1.62e430p-1f;
-  return {u * s.value, M::fma(z, slope, s.value), slope * M::fma(z, M::fma(s.value, -2.0f, 1.0f), 2.0f)};
+  const auto d = slopes<M>(s);
+  const auto z = u * 0x1.62e430p-1f;
+  return {u * s.value, M::fma(z, d.first, s.value), M::fma(z, d.second, d.first * 2.0f),
+          M::fma(z, d.third, d.second * 3.0f), M::fma(z, d.fourth, d.third * 4.0f)};
 }
 
 template <class M>
@@ -104,10 +120,16 @@ FPFAST_FN Jet<typename M::F> gelu(typename M::F z, float) {
   constexpr float k = 0x1.988454p+0f, cubic = 0.044715f, log2e = 0x1.715476p+0f;  // k = 2 sqrt(2 / pi)
   const auto z2 = z * z;
   const Logistic<M> s = logistic<M>(z * M::fma(z2, k * cubic * log2e, k * log2e));
-  const auto slope = s.power * s.inverse * s.inverse, w1 = M::fma(z2, 3 * k * cubic, k), z_w1 = z * w1;
-  // h = z s(w(z)): h' = s + z w' s',  h'' = 2 w' s' + z (w'^2 s'' + w'' s'),  s' = s (1 - s), s'' = s' (1 - 2 s).
-  const auto curve = M::fma(w1 * z_w1, M::fma(s.value, -2.0f, 1.0f), M::fma(z2, 6 * k * cubic, w1 * 2.0f));
-  return {z * s.value, M::fma(z_w1, slope, s.value), slope * curve};
+  const auto d = slopes<M>(s);
+  const auto w1 = M::fma(z2, 3 * k * cubic, k), w2 = z * (6 * k * cubic), w1_2 = w1 * w1;
+  constexpr float w3 = 6 * k * cubic;
+  // Derivatives of s(w(z)), then h'... = z s(w)'... + n s(w)'...
+  const auto s1 = d.first * w1, s2 = M::fma(d.second, w1_2, d.first * w2);
+  const auto s3 = M::fma(d.third * w1_2, w1, M::fma(d.second * (w1 * w2), 3.0f, d.first * w3));
+  const auto s4 = M::fma(d.fourth * w1_2, w1_2, M::fma(d.third * (w1_2 * w2), 6.0f,
+                                                       d.second * M::fma(w2 * w2, 3.0f, w1 * (4 * w3))));
+  return {z * s.value, M::fma(z, s1, s.value), M::fma(z, s2, s1 * 2.0f), M::fma(z, s3, s2 * 3.0f),
+          M::fma(z, s4, s3 * 4.0f)};
 }
 
 template <class M>
@@ -115,8 +137,9 @@ FPFAST_FN Jet<typename M::F> tanh(typename M::F u, float) {
   typename M::F m, e;
   power_of_two_minus_1<M>(M::minus_absolute(u), m, e);  // e = e^(-2 |z|), tanh |z| = -m / (2 + m)
   const auto r = M::inverse(m + 2.0f);
-  const auto value = M::flip(m * r * -1.0f, M::as_bits(u)), first = e * r * r * 4.0f;
-  return {value, first, value * first * -2.0f};
+  const auto value = M::flip(m * r * -1.0f, M::as_bits(u)), first = e * r * r * 4.0f,
+             second = value * first * -2.0f;
+  return {value, first, second, first * M::fma(first, -6.0f, 4.0f), second * M::fma(first, -12.0f, 4.0f)};
 }
 
 template <class M>
@@ -126,8 +149,8 @@ FPFAST_FN Jet<typename M::F> elu(typename M::F u, float alpha) {
   const auto slope = e * alpha;
   const auto below = M::negative(M::as_float(M::as_bits(u) | (M::as_bits(u) - 1u)));  // u <= 0, as torch has it
   const typename M::F zero = {};
-  return {M::select(below, m * (alpha * 0x1.715476p+0f), u), M::select(below, slope, zero + 1.0f),
-          M::select(below, slope, zero)};
+  const auto curve = M::select(below, slope, zero);
+  return {M::select(below, m * (alpha * 0x1.715476p+0f), u), M::select(below, slope, zero + 1.0f), curve, curve, curve};
 }
 
 // sin z by quarter turns. Their number times pi / 2 is subtracted in three parts, which is good to |z| of about 10^5;
@@ -150,7 +173,8 @@ FPFAST_FN Jet<typename M::F> sine(typename M::F z, float) {
   c = M::fma(c, r2 * r2, M::fma(r2, -0.5f, 1.0f));
   const auto odd = M::odd(M::as_signed(quadrant));
   const auto value = M::flip(M::select(odd, c, s), quadrant << 30);
-  return {value, M::flip(M::select(odd, s, c), (quadrant + 1u) << 30), value * -1.0f};
+  const auto first = M::flip(M::select(odd, s, c), (quadrant + 1u) << 30);
+  return {value, first, value * -1.0f, first * -1.0f, value};
 }
 
 template <class M, Activation kind>

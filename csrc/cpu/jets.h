@@ -1,0 +1,355 @@
+// Jets (csrc/kernels.h) through a network and back: one vector of points, a point in each lane.
+//
+// For h = h(z), first order: h_i = h' z_i; the rate M h = h' M z - c h'' sum_i z_i^2, c the curvature; along e:
+// h_e = h' z_e, h_ie = h' z_ie + h'' z_i z_e, (M h)_e = h' (M z)_e + h'' z_e M z - c (2 h'' sum_i z_i z_ie + h''' z_e
+// sum_i z_i^2). The way back is the transpose of the derivative of all that by z and its columns.
+#pragma once
+#include <algorithm>
+
+#include "network.h"
+
+namespace fpfast {
+namespace FPFAST_LEVEL {
+
+// Which columns there are.
+struct Columns {
+  int64_t directions, count;
+
+  int64_t rate() const { return 1 + directions; }
+  int64_t first_order() const { return 2 + directions; }  // so many columns without e
+  int64_t along_e() const { return 2 + directions; }
+  int64_t mixed() const { return 3 + directions; }
+  int64_t rate_along_e() const { return 3 + 2 * directions; }
+};
+
+constexpr int slope_orders = 4;
+
+template <class T>
+struct Workspace {
+  static constexpr int L = lanes_of<T>;
+  Columns columns;
+  T *jets, *adjoints, *slopes, *turned;
+  alignas(64) T curvature[L];
+
+  int64_t width() const { return columns.count * L; }
+  T* jet(int64_t row) const { return jets + row * width(); }
+  T* adjoint(int64_t row) const { return adjoints + row * width(); }
+};
+
+// out = W in (+ other) for columns first ... last - 1.
+template <class T, int P>
+void some_columns(int64_t rows, int64_t columns, T* out, const T* in, const T* w, int64_t width, const T* other) {
+  linear<T, P>(rows, columns, out, in, w, width, {nullptr, other, nullptr});
+}
+
+template <class T>
+void multiply(int64_t rows, int64_t columns, T* out, const T* in, const T* w, int64_t width, const T* other,
+              int64_t first, int64_t last) {
+  while (first < last) {
+    const int64_t left = last - first, at = first * lanes_of<T>;
+    const int P = left == 4 ? 2 : int(std::min<int64_t>(left, most_vectors));
+    const auto some = P == 1 ? some_columns<T, 1> : P == 2 ? some_columns<T, 2> : some_columns<T, 3>;
+    some(rows, columns, out + at, in + at, w, width, other ? other + at : nullptr);
+    first += P;
+  }
+}
+
+// out (+)= factor * in for columns first ... last - 1, a factor a row, or 1.
+template <class T>
+void copy_columns(int64_t rows, T* out, const T* in, const T* factor, int64_t width, bool adds, int64_t first,
+                  int64_t last) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t k = r * width + first * lanes_of<T>; k < r * width + last * lanes_of<T>; k += lanes_of<T>) {
+      const Vector<T> v = factor ? factor[r] * load(in + k) : load(in + k);
+      store(out + k, adds ? load(out + k) + v : v);
+    }
+}
+
+// ------------------------------------------------------------------------------------------------ activations, forward
+
+template <Activation kind, int N>
+FPFAST_FN void slopes_of_some(const float* z, float* h, float* slopes, int64_t width, float parameter, float in,
+                              float out) {
+  Pack<float, N> u;
+  FPFAST_UNROLL
+  for (int n = 0; n < N; ++n) u.v[n] = in * load(z + n * width);
+  const Jet<Pack<float, N>> jet = activation<Simd<N>, kind>(u, parameter);
+  FPFAST_UNROLL
+  for (int n = 0; n < N; ++n) {
+    float* to = slopes + n * slope_orders * lanes;
+    store(h + n * width, out * jet.value.v[n]);
+    store(to, jet.first.v[n]);
+    store(to + lanes, jet.second.v[n]);
+    store(to + 2 * lanes, jet.third.v[n]);
+    store(to + 3 * lanes, jet.fourth.v[n]);
+  }
+}
+
+// What the argument is multiplied by, and what the value then is too large by; see math/activation.h.
+inline double scale_in(Activation kind, double parameter) {
+  constexpr double log2e = 1.4426950408889634;
+  switch (kind) {
+    case Activation::tanh: return 2 * log2e;
+    case Activation::softplus: return parameter * log2e;
+    case Activation::silu:
+    case Activation::elu: return log2e;
+    default: return 1;
+  }
+}
+inline double scale_out(Activation kind, double parameter) {
+  return kind == Activation::tanh ? 1 : 1 / scale_in(kind, parameter);
+}
+
+template <Activation kind>
+void slopes_of_rows(int64_t rows, const float* z, float* h, float* slopes, int64_t width, float parameter) {
+  const float in = float(scale_in(kind, parameter)), out = float(scale_out(kind, parameter));
+  constexpr int together = lanes == 16 ? 4 : 2;
+  int64_t r = 0;
+  for (; r + together <= rows; r += together)
+    slopes_of_some<kind, together>(z + r * width, h + r * width, slopes + r * slope_orders * lanes, width, parameter,
+                                   in, out);
+  for (; r < rows; ++r)
+    slopes_of_some<kind, 1>(z + r * width, h + r * width, slopes + r * slope_orders * lanes, width, parameter, in,
+                            out);
+}
+
+// The value of h and its derivatives by z.
+inline void slopes_of(Activation kind, int64_t rows, const float* z, float* h, float* slopes, int64_t width,
+                      float parameter) {
+  const auto run = kind == Activation::tanh       ? slopes_of_rows<Activation::tanh>
+                   : kind == Activation::softplus ? slopes_of_rows<Activation::softplus>
+                   : kind == Activation::silu     ? slopes_of_rows<Activation::silu>
+                   : kind == Activation::gelu     ? slopes_of_rows<Activation::gelu>
+                   : kind == Activation::elu      ? slopes_of_rows<Activation::elu>
+                                                  : slopes_of_rows<Activation::sine>;
+  run(rows, z, h, slopes, width, parameter);
+}
+
+inline void slopes_of(Activation kind, int64_t rows, const double* z, double* h, double* slopes, int64_t width,
+                      double parameter) {
+  constexpr int L = lanes_of<double>;
+  const double in = scale_in(kind, parameter), out = scale_out(kind, parameter);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int k = 0; k < L; ++k) {
+      const Jet<double> jet = exact_activation(kind, in * z[r * width + k], parameter);
+      double* to = slopes + r * slope_orders * L + k;
+      h[r * width + k] = out * jet.value;
+      to[0] = jet.first, to[L] = jet.second, to[2 * L] = jet.third, to[3 * L] = jet.fourth;
+    }
+}
+
+// Derivatives along directions, and the rate.
+template <class T>
+void first_order(int64_t rows, const T* z, T* h, const T* slopes, const Workspace<T>& at) {
+  constexpr int L = lanes_of<T>;
+  const int64_t n = at.columns.directions, rate = at.columns.rate() * L, width = at.width();
+  const Vector<T> curvature = load(at.curvature);
+  for (int64_t r = 0; r < rows; ++r, z += width, h += width, slopes += slope_orders * L) {
+    const Vector<T> h1 = load(slopes), h2 = load(slopes + L);
+    Vector<T> square{};
+    for (int64_t i = 1; i <= n; ++i) {
+      const Vector<T> zi = load(z + i * L);
+      square = fma(zi, zi, square);
+      store(h + i * L, h1 * zi);
+    }
+    store(h + rate, h1 * load(z + rate) - curvature * h2 * square);
+  }
+}
+
+template <class T, bool rates>
+void along_e(int64_t rows, const T* z, T* h, const T* slopes, const Workspace<T>& at) {
+  constexpr int L = lanes_of<T>;
+  const Columns& c = at.columns;
+  const int64_t n = c.directions, width = at.width(), e = c.along_e() * L, mixed = (c.mixed() - 1) * L;
+  const Vector<T> curvature = load(at.curvature);
+  for (int64_t r = 0; r < rows; ++r, z += width, h += width, slopes += slope_orders * L) {
+    const Vector<T> h1 = load(slopes), h2 = load(slopes + L), ze = load(z + e), h2_ze = h2 * ze;
+    store(h + e, h1 * ze);
+    Vector<T> square{}, product{};
+    for (int64_t i = 1; i <= n; ++i) {
+      const Vector<T> zi = load(z + i * L), zie = load(z + mixed + i * L);
+      if constexpr (rates) square = fma(zi, zi, square), product = fma(zi, zie, product);
+      store(h + mixed + i * L, fma(h1, zie, h2_ze * zi));
+    }
+    if constexpr (rates) {
+      const Vector<T> h3 = load(slopes + 2 * L);
+      const Vector<T> bend = fma(h2 + h2, product, h3 * ze * square);
+      const Vector<T> flow = fma(h1, load(z + c.rate_along_e() * L), h2_ze * load(z + c.rate() * L));
+      store(h + c.rate_along_e() * L, flow - curvature * bend);
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ activations, back
+
+// The adjoint of z from that of h, which may be the same place. `last` columns take part.
+enum class Reach { value, directions, first_order, along_e, rate_along_e };
+
+template <class T, Reach reach>
+void back(int64_t rows, const T* z, const T* adjoint, T* out, bool adds, const T* slopes, const Workspace<T>& at) {
+  constexpr int L = lanes_of<T>;
+  constexpr bool rates = reach >= Reach::first_order, dual = reach >= Reach::along_e,
+                 dual_rates = reach == Reach::rate_along_e;
+  const Columns& c = at.columns;
+  const int64_t n = reach == Reach::value ? 0 : c.directions, width = at.width();
+  const int64_t rate = c.rate() * L, e = c.along_e() * L, mixed = (c.mixed() - 1) * L, rate_e = c.rate_along_e() * L;
+  const Vector<T> curvature = load(at.curvature);
+  const auto put = [&](T* to, Vector<T> v) __attribute__((always_inline)) { store(to, adds ? load(to) + v : v); };
+  for (int64_t r = 0; r < rows; ++r, z += width, adjoint += width, out += width, slopes += slope_orders * L) {
+    const Vector<T> h1 = load(slopes), h2 = load(slopes + L), u = load(adjoint);
+    Vector<T> of_h1{}, of_h2{}, of_h3{}, square{}, product{}, mixed_sum{};
+    Vector<T> ue{}, ze{}, ur{}, zr{}, ure{};
+    if constexpr (dual) ue = load(adjoint + e), ze = load(z + e);
+    for (int64_t i = 1; i <= n; ++i) {
+      const Vector<T> zi = load(z + i * L);
+      of_h1 = fma(load(adjoint + i * L), zi, of_h1);
+      if constexpr (rates) square = fma(zi, zi, square);
+      if constexpr (dual) {
+        const Vector<T> uie = load(adjoint + mixed + i * L), zie = load(z + mixed + i * L);
+        of_h1 = fma(uie, zie, of_h1);
+        mixed_sum = fma(uie, zi, mixed_sum);
+        if constexpr (dual_rates) product = fma(zi, zie, product);
+      }
+    }
+    Vector<T> bend{}, bend_e{}, h3{};
+    if constexpr (rates) {
+      ur = load(adjoint + rate), zr = load(z + rate), h3 = load(slopes + 2 * L);
+      of_h1 = fma(ur, zr, of_h1);
+      bend = curvature * ur;
+      of_h2 = -bend * square;
+    }
+    if constexpr (dual) {
+      of_h1 = fma(ue, ze, of_h1);
+      of_h2 = fma(ze, mixed_sum, of_h2);
+    }
+    if constexpr (dual_rates) {
+      ure = load(adjoint + rate_e);
+      bend_e = curvature * ure;
+      of_h1 = fma(ure, load(z + rate_e), of_h1);
+      of_h2 = of_h2 + ure * ze * zr - (bend_e + bend_e) * product;
+      of_h3 = -bend_e * ze * square;
+    }
+    Vector<T> of_z = fma(u, h1, of_h1 * h2);
+    if constexpr (rates) of_z = fma(of_h2, h3, of_z);
+    if constexpr (dual_rates) of_z = fma(of_h3, load(slopes + 3 * L), of_z);
+    put(out, of_z);
+    const Vector<T> bend_h2 = (bend + bend) * h2;
+    for (int64_t i = 1; i <= n; ++i) {
+      const Vector<T> zi = load(z + i * L);
+      Vector<T> of_zi = load(adjoint + i * L) * h1;
+      if constexpr (rates) of_zi = of_zi - bend_h2 * zi;
+      if constexpr (dual) {
+        const Vector<T> uie = load(adjoint + mixed + i * L);
+        of_zi = fma(uie * h2, ze, of_zi);
+        Vector<T> of_zie = uie * h1;
+        if constexpr (dual_rates) {
+          const Vector<T> twice = bend_e + bend_e;
+          of_zi = of_zi - twice * fma(h2, load(z + mixed + i * L), h3 * ze * zi);
+          of_zie = of_zie - twice * h2 * zi;
+        }
+        put(out + mixed + i * L, of_zie);
+      }
+      put(out + i * L, of_zi);
+    }
+    if constexpr (rates) put(out + rate, dual_rates ? fma(ure * h2, ze, ur * h1) : ur * h1);
+    if constexpr (dual) {
+      Vector<T> of_ze = fma(ue, h1, h2 * mixed_sum);
+      if constexpr (dual_rates) of_ze = of_ze + ure * h2 * zr - bend_e * h3 * square;
+      put(out + e, of_ze);
+    }
+    if constexpr (dual_rates) put(out + rate_e, ure * h1);
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ gradients of matrices
+
+// turned[column, lane][row] of a jet's columns first ... last - 1, rows filled up with zeros to `padded`.
+template <class T>
+void turn(int64_t rows, const T* in, int64_t width, int64_t first, int64_t last, T* turned, int64_t padded) {
+  constexpr int L = lanes_of<T>;
+  for (int64_t c = first; c < last; ++c, turned += L * padded) {
+    const T* from = in + c * L;
+    int64_t r = 0;
+    if constexpr (sizeof(T) == sizeof(float))
+      for (; r + 4 <= rows; r += 4) {
+        Vector<float> v[4];
+        for (int j = 0; j < 4; ++j) v[j] = load(from + (r + j) * width);
+        transpose_blocks(v[0], v[1], v[2], v[3]);
+        FPFAST_UNROLL
+        for (int q = 0; q < L / 4; ++q) FPFAST_UNROLL
+        for (int j = 0; j < 4; ++j) store_block(turned + (4 * q + j) * padded + r, v[j], q);
+      }
+    for (; r < rows; ++r)
+      for (int p = 0; p < L; ++p) turned[p * padded + r] = from[r * width + p];
+    for (int p = 0; p < L; ++p) std::fill(turned + p * padded + rows, turned + (p + 1) * padded, T(0));
+  }
+}
+
+// gradient[r][k] += sum over points of adjoint[r][point] turned[point][k], R rows and V vectors.
+template <class T, int R, int V>
+FPFAST_FN void outer_block(T* gradient, int64_t padded, const T* adjoint, int64_t width, const T* turned,
+                           int64_t points) {
+  constexpr int L = lanes_of<T>;
+  Vector<T> sum[R][V];
+  FPFAST_UNROLL
+  for (int r = 0; r < R; ++r) FPFAST_UNROLL
+  for (int v = 0; v < V; ++v) sum[r][v] = load(gradient + r * padded + v * L);
+  for (int64_t p = 0; p < points; ++p, turned += padded) {
+    Vector<T> x[V];
+    FPFAST_UNROLL
+    for (int v = 0; v < V; ++v) x[v] = load(turned + v * L);
+    FPFAST_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const Vector<T> one = broadcast(adjoint[r * width + p]);
+      FPFAST_UNROLL
+      for (int v = 0; v < V; ++v) sum[r][v] = fma(one, x[v], sum[r][v]);
+    }
+  }
+  FPFAST_UNROLL
+  for (int r = 0; r < R; ++r) FPFAST_UNROLL
+  for (int v = 0; v < V; ++v) store(gradient + r * padded + v * L, sum[r][v]);
+}
+
+template <class T, int V>
+void outer_vectors(int64_t rows, T* gradient, int64_t padded, const T* adjoint, int64_t width, const T* turned,
+                   int64_t points) {
+  int64_t r = 0;
+  for (; r + rows_together <= rows; r += rows_together)
+    outer_block<T, rows_together, V>(gradient + r * padded, padded, adjoint + r * width, width, turned, points);
+  for (; r < rows; ++r)
+    outer_block<T, 1, V>(gradient + r * padded, padded, adjoint + r * width, width, turned, points);
+}
+
+constexpr int turned_columns = 8;  // at a time
+
+template <class T>
+void outer(int64_t rows, int64_t columns, T* gradient, const T* adjoint, const T* in, int64_t width, T* turned,
+           int64_t first, int64_t last) {
+  constexpr int L = lanes_of<T>;
+  const int64_t padded = (columns + gradient_lanes - 1) / gradient_lanes * gradient_lanes;
+  for (; first < last; first += turned_columns) {
+    const int64_t end = std::min<int64_t>(last, first + turned_columns), points = (end - first) * L;
+    turn(columns, in, width, first, end, turned, padded);
+    for (int64_t k = 0; k < padded;) {
+      const int64_t left = (padded - k) / L;
+      const int V = left == 4 ? 2 : int(std::min<int64_t>(left, most_vectors));
+      const auto some = V == 1 ? outer_vectors<T, 1> : V == 2 ? outer_vectors<T, 2> : outer_vectors<T, 3>;
+      some(rows, gradient + k, padded, adjoint + first * L, width, turned + k, points);
+      k += V * L;
+    }
+  }
+}
+
+// A number a row and lane, to be added up by whoever reads the gradient.
+template <class T>
+void row_sums(int64_t rows, T* gradient, const T* adjoint, const T* other, int64_t width, int64_t columns) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t k = 0; k < columns * lanes_of<T>; k += lanes_of<T>) {
+      T* to = gradient + r * gradient_lanes;
+      const Vector<T> u = load(adjoint + r * width + k);
+      store(to, other ? fma(u, load(other + r * width + k), load(to)) : load(to) + u);
+    }
+}
+
+}  // namespace FPFAST_LEVEL
+}  // namespace fpfast

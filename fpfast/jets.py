@@ -1,0 +1,235 @@
+"""A recognised network as the engine wants it for residuals: jets forwards, adjoints backwards, gradients of parameters.
+
+The instructions are those of ``csrc/kernels.h``; how an instruction treats a jet is written in ``csrc/cpu/jets.h``. Here
+is settled where everything lies. What depends on time alone comes in as features, values and their rates of change,
+computed by torch in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fpfast.assemble import ACTIVATIONS, NOTHING, Rows
+from fpfast.program import Activate, Add, Bias, Constant, Input, Linear, Scale, Term, Value, order
+
+# Numbers of csrc/kernels.h.
+OPS = {"linear": 0, "feature": 1, "activate": 2, "add": 3, "scale": 4}
+GRADIENT_LANES = 16
+
+
+@dataclass
+class Step:
+    """An instruction before its adjoints are settled. ``out``, ``a`` and ``b`` are values, or a feature's term."""
+
+    op: str
+    rows: int
+    columns: int
+    out: Value
+    a: Value | Term
+    b: Value | None = None
+    weights: int = NOTHING
+    transposed: int = NOTHING
+    bias: int = NOTHING
+    gradient: int = NOTHING
+    bias_gradient: int = NOTHING
+    slopes: int = NOTHING
+    kind: int = 0
+
+
+def _padded(columns: int) -> int:
+    return -(-columns // GRADIENT_LANES) * GRADIENT_LANES
+
+
+class Jets:
+    """The program of ``end`` as a function of ``source``, with its buffers' sizes and the way back to parameters."""
+
+    def __init__(self, end: Value, source: Input, block_rows: int) -> None:
+        self.dimension, self.outputs, self.block_rows = source.rows, end.rows, block_rows
+        self.constants: list[Constant] = []  # in the order of the flat buffer that weights are packed from
+        self._index: list[Tensor] = []
+        self._flat = 0
+        self.weight_count = 0
+        self.gradient_count = 0
+        self._gradients: list[tuple[Constant, int, int, int | None]] = []  # constant, offset, rows, columns
+        self.terms: list[Term] = []  # the features, each once
+        self.slopes = 0
+        values = order(end)
+        self._find_terms(values)
+        self.feature_count = sum(term.columns for term in self.terms)
+        with torch.enable_grad():
+            self.learned = self.feature_count > 0 and self._features(torch.zeros(1, dtype=torch.float64)).requires_grad
+        self.place: dict[Value | Term, int] = {source: 0}
+        row = source.rows
+        self.features = row
+        for term in self.terms:
+            self.place[term] = row
+            row += term.columns
+        for value in values:
+            if value is not source:
+                self.place[value] = row
+                row += value.rows
+        self.jets = row
+        self.output = self.place[end]
+        steps = [step for value in values if value is not source for step in self._steps(value)]
+        self.instructions = self._settle(steps, end, source)
+        self._packing = torch.cat(self._index)
+
+    def _find_terms(self, values: Sequence[Value]) -> None:
+        """Terms with the same function of time are one feature."""
+        self._term_of: dict[Term, Term] = {}
+        by_function: dict[object, Term] = {}
+        for value in values:
+            bias = getattr(value, "bias", None)
+            for term in () if bias is None else bias.terms:
+                if term.of_time:
+                    one = by_function.setdefault(term.compute, term)
+                    self._term_of[term] = one
+                    if one is term:
+                        self.terms.append(term)
+
+    def _steps(self, value: Value) -> list[Step]:
+        rows = value.rows
+        match value:
+            case Linear(src=src, matrix=matrix, bias=bias, other=other):
+                step = Step("linear", rows, src.rows, value, src, other)
+                step.weights, step.transposed, step.gradient = self._matrix(matrix, rows, src.rows)
+            case Activate(src=src, kind=kind, parameter=parameter):
+                constant = torch.tensor([parameter], dtype=torch.float64)
+                step = Step("activate", rows, rows, value, src, weights=self._vector(lambda: constant)[0])
+                step.slopes, step.kind, bias = self.slopes, ACTIVATIONS[kind][0], None
+                self.slopes += rows
+            case Add(a=a, bias=bias, other=other):
+                step = Step("add", rows, rows, value, a, other)
+            case Scale(a=a, factor=factor):
+                step, bias = Step("scale", rows, rows, value, a), None
+                step.weights, step.gradient = self._vector(factor)
+            case _:
+                raise AssertionError(f"a network has no {type(value).__name__}")
+        if bias is None:
+            return [step]
+        step.bias, step.bias_gradient = self._constant_part(bias)
+        return [step, *(self._feature(value, term) for term in bias.terms if term.of_time)]
+
+    def _constant_part(self, bias: Bias) -> tuple[int, int]:
+        constant = tuple(term for term in bias.terms if not term.of_time)
+        if not constant:
+            return NOTHING, NOTHING
+        part = Bias(bias.rows, constant)
+        return self._vector(lambda: part(torch.zeros(1, dtype=torch.float64))[0])
+
+    def _feature(self, value: Value, term: Term) -> Step:
+        step = Step("feature", value.rows, term.columns, value, self._term_of[term])
+        if term.matrix is not None:
+            step.weights, step.transposed, step.gradient = self._matrix(term.matrix, value.rows, term.columns)
+        return step
+
+    def _matrix(self, matrix: Constant, rows: int, columns: int) -> tuple[int, int, int]:
+        index = self._flat + torch.arange(rows * columns).reshape(rows, columns)
+        trained = self._add(matrix, index)
+        gradient = self._gradient(matrix, rows, columns) if trained else NOTHING
+        return self._pack(index), self._pack(index.mT), gradient
+
+    def _vector(self, constant: Constant) -> tuple[int, int]:
+        with torch.enable_grad():
+            size = constant().numel()
+        index = self._flat + torch.arange(size)
+        trained = self._add(constant, index)
+        self._index.append(index)
+        self.weight_count += size
+        return self.weight_count - size, self._gradient(constant, size, None) if trained else NOTHING
+
+    def _add(self, constant: Constant, index: Tensor) -> bool:
+        """Takes the constant in, and says if it has a gradient."""
+        self.constants.append(constant)
+        self._flat += index.numel()
+        with torch.enable_grad():
+            return constant().requires_grad
+
+    def _pack(self, index: Tensor) -> int:
+        """Blocks of rows, [block][column][row], the last one with the rows that are left."""
+        self._index.append(torch.cat([block.mT.reshape(-1) for block in index.split(self.block_rows)]))
+        self.weight_count += index.numel()
+        return self.weight_count - index.numel()
+
+    def _gradient(self, constant: Constant, rows: int, columns: int | None) -> int:
+        size = rows * (GRADIENT_LANES if columns is None else _padded(columns))
+        self._gradients.append((constant, self.gradient_count, rows, columns))
+        self.gradient_count += size
+        return self.gradient_count - size
+
+    def _settle(self, steps: list[Step], end: Value, source: Input) -> Tensor:
+        """Places of the adjoints, met in reverse: the first to come writes, the others add."""
+        rows = Rows(source.rows + self.feature_count)
+        place: dict[Value | Term, int] = {}
+        kept: dict[Value | Term, int] = {source: 0}  # these have rows of their own
+        for term in self.terms:
+            kept[term] = self.place[term]  # features lie behind x here too
+        place[end] = self.output_adjoint = rows.take(end.rows)
+
+        def meet(operand: Value | Term, count: int, shared: int | None = None) -> tuple[int, int]:
+            if operand in place:
+                return place[operand], 1
+            if operand in kept:
+                place[operand] = kept[operand]
+            else:
+                place[operand] = rows.take(count) if shared is None else shared
+            return place[operand], 0
+
+        code = []
+        for step in reversed(steps):
+            out = place[step.out]
+            b, b_adds = (NOTHING, 0) if step.b is None else meet(step.b, step.rows)
+            in_place = step.op in ("activate", "add", "scale") and step.a not in place and step.a not in kept
+            a, a_adds = meet(step.a, step.columns, out if in_place else None)
+            if step.op == "feature" and not self.learned:
+                a = NOTHING
+            line = [OPS[step.op], step.rows, step.columns, self.place[step.out], self.place[step.a]]
+            line += [NOTHING if step.b is None else self.place[step.b], out, a, b, a_adds, b_adds]
+            line += [step.weights, step.transposed, step.bias, step.gradient, step.bias_gradient]
+            code.append([*line, max(step.slopes, 0), step.kind])
+            if step.op != "feature" and not in_place:
+                rows.give(out, step.rows)
+        self.adjoints = rows.end
+        return torch.tensor(code[::-1], dtype=torch.int64)
+
+    # ------------------------------------------------------------------------------------------ what runs need
+
+    @torch.no_grad()
+    def weights(self, dtype: torch.dtype) -> Tensor:
+        flat = torch.cat([constant().reshape(-1) for constant in self.constants])
+        return flat[self._packing].to(dtype)
+
+    def feature_values(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(values, rates), [n, feature_count] each, of the times t (n,), float64; with a graph to parameters."""
+        if not self.terms:
+            empty = torch.zeros(len(t), 0, dtype=torch.float64)
+            return empty, empty
+        return torch.func.jvp(self._features, (t,), (torch.ones_like(t),))
+
+    def _features(self, t: Tensor) -> Tensor:
+        return torch.cat([term.compute(t) for term in self.terms], dim=1)
+
+    def backward(self, gradient: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """The parameters' gradients from the engine's buffer."""
+        outputs, grads = [], []
+        with torch.enable_grad():
+            for constant, offset, rows, columns in self._gradients:
+                outputs.append(constant())
+                if columns is None:
+                    grads.append(gradient[offset : offset + rows * GRADIENT_LANES].reshape(rows, -1).sum(1))
+                else:
+                    block = gradient[offset : offset + rows * _padded(columns)].reshape(rows, -1)
+                    grads.append(block[:, :columns])
+        return pull_back(outputs, grads, parameters)
+
+
+def pull_back(outputs: list[Tensor], grads: list[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Autograd's share: from what parameters are made into, to the parameters."""
+    if not outputs or not parameters:
+        return [torch.zeros_like(p) for p in parameters]
+    found = torch.autograd.grad(outputs, parameters, grads, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
