@@ -8,8 +8,6 @@ namespace py = pybind11;
 namespace fpfast {
 namespace {
 
-int64_t padded(int64_t columns) { return (columns + gradient_lanes - 1) / gradient_lanes * gradient_lanes; }
-
 // No instruction reaches outside of the workspaces, the weights and the gradient, whose sizes the caller gives.
 void check(const Residual& run, int64_t weight_count) {
   const auto within = [](int64_t first, int64_t count, int64_t size) {
@@ -38,7 +36,7 @@ void check(const Residual& run, int64_t weight_count) {
     require(!matrix || i.a_adjoint == nothing || within(i.transposed, used, weight_count),
             "program: weights are outside their buffer");
     require(optional(i.bias, i.rows, weight_count), "program: a bias is outside the weights");
-    require(optional(i.gradient, i.rows * (matrix ? padded(i.columns) : gradient_lanes), run.gradient_count) &&
+    require(optional(i.gradient, i.rows * (matrix ? padded_columns(i.columns) : gradient_lanes), run.gradient_count) &&
                 optional(i.bias_gradient, i.rows * gradient_lanes, run.gradient_count),
             "program: a gradient is outside its buffer");
     require(i.op != JetOp::activate || within(i.slopes, i.rows, run.slopes), "program: slopes are outside");
@@ -69,7 +67,7 @@ void cpu_residual(const std::string& level, const py::dict& arguments, int threa
   run.samples = number("samples");
   run.x = pointer("x"), run.feature_values = pointer("feature_values");
   run.feature_rates = pointer("feature_rates"), run.probes = pointer("probes");
-  run.coef = pointer("coef"), run.coef_per_sample = number("coef_per_sample") != 0;
+  run.coef = pointer("coef");
   run.value = pointer("value"), run.upstream = pointer("upstream"), run.weight = pointer("weight");
   run.gradient = static_cast<double*>(pointer("gradient")), run.gradient_count = number("gradient_count");
   run.loss = static_cast<double*>(pointer("loss"));

@@ -118,9 +118,12 @@ struct JetInstruction {
   int64_t kind;                               // Activation
 };
 
-// A gradient's matrix has its columns filled up to a multiple of this, and its vectors so many numbers a row, to be
-// added up.
-constexpr int gradient_lanes = 16;
+// A vector's gradient has so many numbers for each of its own, to be added up; so have those of matrices of a few
+// columns. Wider ones have their columns filled up to a multiple of it.
+constexpr int gradient_lanes = 16, narrow = 4;
+constexpr int64_t padded_columns(int64_t columns) {
+  return columns <= narrow ? columns * gradient_lanes : (columns + gradient_lanes - 1) / gradient_lanes * gradient_lanes;
+}
 
 enum class Form : int {
   log_density = 0,         // a potential's R, along all d units
@@ -144,8 +147,7 @@ struct Residual {
   int64_t samples;
   const void *x, *feature_values, *feature_rates;  // [samples, d], [samples, feature_count]
   const void* probes;                              // [directions, samples, d], or null: the units
-  const void* coef;                                // [samples, 6] or [6]: a, g^2 / 2, p, q, dp/dt, dq/dt of s = p x + q y
-  bool coef_per_sample;
+  const void* coef;                                // [samples, 6]: a, g^2 / 2, p, q, dp/dt, dq/dt of s = p x + q y; of a potential [samples, 2]
   void* value;           // the residual, [samples] or [samples, d]; may be null
   const void* upstream;  // what its gradient is multiplied by, shaped like it; or null:
   const void* weight;    // [samples], the loss is sum weight |residual|^2; both null: no gradient

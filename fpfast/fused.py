@@ -148,14 +148,18 @@ class Fused:
         """If the engine runs on tensors like x."""
         return _obstacle(x) is None
 
-    def jets(self, dtype: torch.dtype) -> tuple[Jets, Cpu, Tensor]:
-        """The program for residuals, the kernels, and the present weights as these want them; for refreshed values."""
+    def jets(self, dtype: torch.dtype) -> tuple[Jets, Cpu, list[Tensor], Tensor]:
+        """The program for residuals, the kernels, the program's constants, and these as the kernels want them.
+
+        The constants have a graph to the module's parameters. Refresh first.
+        """
         from fpfast.native import Cpu  # which is not there where the kernels are not built
 
         cpu = Cpu(self.level)
         trained = tuple(p.requires_grad for p in self.net.parameters())
         jets = self.remembered(("jets", trained), lambda: Jets(self._end, self._source, cpu.block_rows))
-        return jets, cpu, self.remembered(("jet weights", dtype), lambda: jets.weights(dtype))
+        constants = self.remembered(("constants", trained), jets.settled)
+        return jets, cpu, constants, self.remembered(("jet weights", dtype), lambda: jets.weights(constants, dtype))
 
     def remembered(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What ``make`` made of the present weights under this key, here or at an earlier call."""

@@ -77,7 +77,7 @@ class FusedResidual:
         if score.predicts == "potential" and net.outputs != 1:
             raise bad("net", "a potential with one output", net.outputs)
         self.score, self.form, self.dtype = score, form, dtype
-        self.jets, self.cpu, self.weights = net.jets(dtype)
+        self.jets, self.cpu, self.constants, self.weights = net.jets(dtype)
         self.parameters = [p for p in net.net.parameters() if p.requires_grad]
 
     def values(self, x: Tensor, t: Tensor, probes: Probes | None) -> Tensor:
@@ -102,18 +102,17 @@ class FusedResidual:
         loss = torch.zeros((), dtype=torch.float64)
         gradient = torch.zeros(self.jets.gradient_count, dtype=torch.float64)
         wanted = upstream is not None or weight is not None
-        of_features = [torch.zeros_like(p) for p in self.parameters]
+        of_features: list[Tensor] = []
         for start in range(0, len(x), POINTS):
             part = slice(start, start + POINTS)
             given = [None if v is None else v[part] for v in (value, upstream, weight)]
             times = t[part] if t.ndim else t
             found = self._part(x[part], times, probes, start, loss, gradient, *given, wanted=wanted)
-            for total, more in zip(of_features, found, strict=False):
-                total += more
+            of_features = [a + b for a, b in zip(of_features, found, strict=True)] if of_features else found
         if not wanted:
             return loss, []
-        found = self.jets.backward(gradient, self.parameters)
-        return loss, [(a + b).to(b.dtype) for a, b in zip(found, of_features, strict=True)]
+        found = self.jets.backward(gradient, self.constants, self.parameters)
+        return loss, [a + b for a, b in zip(found, of_features, strict=True)] if of_features else found
 
     def _part(
         self,
@@ -173,7 +172,6 @@ class FusedResidual:
                 "adjoints": jets.adjoints,
                 "slopes": jets.slopes,
                 "samples": samples,
-                "coef_per_sample": True,
                 "gradient_count": jets.gradient_count,
             },
         )
@@ -182,15 +180,16 @@ class FusedResidual:
         return pull_back([features, rates], [a.double() for a in feature_adjoints], self.parameters)
 
     def _coefficients(self, t: Tensor) -> Tensor:
-        """(a, g^2 / 2, p, q, dp/dt, dq/dt) of each time, [B, 6]; s = p x + q y."""
+        """(a, g^2 / 2) of each time, and for a score s = p x + q y also p, q, dp/dt, dq/dt; [B, 2] or [B, 6]."""
         sde = self.score.sde
-        a, g2 = sde.a(t), sde.g2(t)
-        if self.score.predicts == "potential":
-            rows = [a, g2 / 2, *(torch.full_like(t, c) for c in (0.0, 1.0, 0.0, 0.0))]
-        else:
+        rows = [sde.a(t), sde.g2(t) / 2]
+        if self.score.predicts != "potential":
             (p, q), slopes = torch.func.jvp(self.score.affine, (t,), (torch.ones_like(t),))
-            rows = [a, g2 / 2, p, q, *slopes]
-        return torch.stack([row.expand(len(t)) for row in rows], dim=1).to(self.dtype)
+            rows += [p, q, *slopes]
+        out = torch.empty(len(t), len(rows), dtype=self.dtype)
+        for k, row in enumerate(rows):
+            out[:, k] = row
+        return out
 
 
 def _directions(probes: Probes, start: int, count: int) -> Tensor:

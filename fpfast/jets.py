@@ -18,7 +18,7 @@ from fpfast.program import Activate, Add, Bias, Constant, Input, Linear, Scale, 
 
 # Numbers of csrc/kernels.h.
 OPS = {"linear": 0, "feature": 1, "activate": 2, "add": 3, "scale": 4}
-GRADIENT_LANES = 16
+GRADIENT_LANES, NARROW = 16, 4
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Step:
 
 
 def _padded(columns: int) -> int:
-    return -(-columns // GRADIENT_LANES) * GRADIENT_LANES
+    return columns * GRADIENT_LANES if columns <= NARROW else -(-columns // GRADIENT_LANES) * GRADIENT_LANES
 
 
 class Jets:
@@ -54,7 +54,7 @@ class Jets:
         self._flat = 0
         self.weight_count = 0
         self.gradient_count = 0
-        self._gradients: list[tuple[Constant, int, int, int | None]] = []  # constant, offset, rows, columns
+        self._gradients: list[tuple[int, int, int, int | None]] = []  # number of the constant, offset, rows, columns
         self.terms: list[Term] = []  # the features, each once
         self.slopes = 0
         values = order(end)
@@ -130,7 +130,7 @@ class Jets:
     def _matrix(self, matrix: Constant, rows: int, columns: int) -> tuple[int, int, int]:
         index = self._flat + torch.arange(rows * columns).reshape(rows, columns)
         trained = self._add(matrix, index)
-        gradient = self._gradient(matrix, rows, columns) if trained else NOTHING
+        gradient = self._gradient(rows, columns) if trained else NOTHING
         return self._pack(index), self._pack(index.mT), gradient
 
     def _vector(self, constant: Constant) -> tuple[int, int]:
@@ -140,7 +140,7 @@ class Jets:
         trained = self._add(constant, index)
         self._index.append(index)
         self.weight_count += size
-        return self.weight_count - size, self._gradient(constant, size, None) if trained else NOTHING
+        return self.weight_count - size, self._gradient(size, None) if trained else NOTHING
 
     def _add(self, constant: Constant, index: Tensor) -> bool:
         """Takes the constant in, and says if it has a gradient."""
@@ -155,9 +155,10 @@ class Jets:
         self.weight_count += index.numel()
         return self.weight_count - index.numel()
 
-    def _gradient(self, constant: Constant, rows: int, columns: int | None) -> int:
+    def _gradient(self, rows: int, columns: int | None) -> int:
+        """Room for the gradient of the constant that came last."""
         size = rows * (GRADIENT_LANES if columns is None else _padded(columns))
-        self._gradients.append((constant, self.gradient_count, rows, columns))
+        self._gradients.append((len(self.constants) - 1, self.gradient_count, rows, columns))
         self.gradient_count += size
         return self.gradient_count - size
 
@@ -198,9 +199,13 @@ class Jets:
 
     # ------------------------------------------------------------------------------------------ what runs need
 
-    @torch.no_grad()
-    def weights(self, dtype: torch.dtype) -> Tensor:
-        flat = torch.cat([constant().reshape(-1) for constant in self.constants])
+    def settled(self) -> list[Tensor]:
+        """The constants' present values, float64, each with a graph to the parameters that it is made of."""
+        with torch.enable_grad():
+            return [constant() for constant in self.constants]
+
+    def weights(self, constants: list[Tensor], dtype: torch.dtype) -> Tensor:
+        flat = torch.cat([constant.detach().reshape(-1) for constant in constants])
         return flat[self._packing].to(dtype)
 
     def feature_values(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -208,28 +213,29 @@ class Jets:
         if not self.terms:
             empty = torch.zeros(len(t), 0, dtype=torch.float64)
             return empty, empty
-        return torch.func.jvp(self._features, (t,), (torch.ones_like(t),))
+        return torch.func.jvp(self._features, (t,), (torch.ones_like(t),))  # type: ignore[no-any-return]
 
     def _features(self, t: Tensor) -> Tensor:
         return torch.cat([term.compute(t) for term in self.terms], dim=1)
 
-    def backward(self, gradient: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    def backward(self, gradient: Tensor, constants: list[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
         """The parameters' gradients from the engine's buffer."""
-        outputs, grads = [], []
-        with torch.enable_grad():
-            for constant, offset, rows, columns in self._gradients:
-                outputs.append(constant())
-                if columns is None:
-                    grads.append(gradient[offset : offset + rows * GRADIENT_LANES].reshape(rows, -1).sum(1))
-                else:
-                    block = gradient[offset : offset + rows * _padded(columns)].reshape(rows, -1)
-                    grads.append(block[:, :columns])
-        return pull_back(outputs, grads, parameters)
+        grads = []
+        for _, offset, rows, columns in self._gradients:
+            size = GRADIENT_LANES if columns is None else _padded(columns)
+            block = gradient[offset : offset + rows * size]
+            if columns is None:
+                grads.append(block.reshape(rows, size).sum(1))
+            elif columns <= NARROW:
+                grads.append(block.reshape(rows, columns, GRADIENT_LANES).sum(2))
+            else:
+                grads.append(block.reshape(rows, size)[:, :columns])
+        return pull_back([constants[number] for number, *_ in self._gradients], grads, parameters)
 
 
 def pull_back(outputs: list[Tensor], grads: list[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
     """Autograd's share: from what parameters are made into, to the parameters."""
     if not outputs or not parameters:
         return [torch.zeros_like(p) for p in parameters]
-    found = torch.autograd.grad(outputs, parameters, grads, allow_unused=True)
+    found = torch.autograd.grad(outputs, parameters, grads, allow_unused=True, retain_graph=True)
     return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]

@@ -67,22 +67,25 @@ void copy_columns(int64_t rows, T* out, const T* in, const T* factor, int64_t wi
 
 // ------------------------------------------------------------------------------------------------ activations, forward
 
-template <Activation kind, int N>
-FPFAST_FN void slopes_of_some(const float* z, float* h, float* slopes, int64_t width, float parameter, float in,
-                              float out) {
-  Pack<float, N> u;
-  FPFAST_UNROLL
-  for (int n = 0; n < N; ++n) u.v[n] = in * load(z + n * width);
-  const Jet<Pack<float, N>> jet = activation<Simd<N>, kind>(u, parameter);
-  FPFAST_UNROLL
-  for (int n = 0; n < N; ++n) {
-    float* to = slopes + n * slope_orders * lanes;
-    store(h + n * width, out * jet.value.v[n]);
-    store(to, jet.first.v[n]);
-    store(to + lanes, jet.second.v[n]);
-    store(to + 2 * lanes, jet.third.v[n]);
-    store(to + 3 * lanes, jet.fourth.v[n]);
+// One row of the columns along directions, and of the rate.
+template <class T>
+FPFAST_FN void first_order_row(const T* z, T* h, Vector<T> h1, Vector<T> h2, Vector<T> curvature, const Columns& c) {
+  constexpr int L = lanes_of<T>;
+  Vector<T> square{};
+  for (int64_t i = 1; i <= c.directions; ++i) {
+    const Vector<T> zi = load(z + i * L);
+    square = fma(zi, zi, square);
+    store(h + i * L, h1 * zi);
   }
+  const int64_t rate = c.rate() * L;
+  store(h + rate, fma(h1, load(z + rate), -(curvature * h2 * square)));
+}
+
+template <class T>
+void first_order(int64_t rows, const T* z, T* h, const T* slopes, const Workspace<T>& at) {
+  constexpr int L = lanes_of<T>;
+  for (int64_t r = 0; r < rows; ++r, z += at.width(), h += at.width(), slopes += slope_orders * L)
+    first_order_row<T>(z, h, load(slopes), load(slopes + L), load(at.curvature), at.columns);
 }
 
 // What the argument is multiplied by, and what the value then is too large by; see math/activation.h.
@@ -100,60 +103,72 @@ inline double scale_out(Activation kind, double parameter) {
   return kind == Activation::tanh ? 1 : 1 / scale_in(kind, parameter);
 }
 
-template <Activation kind>
-void slopes_of_rows(int64_t rows, const float* z, float* h, float* slopes, int64_t width, float parameter) {
+// How far the columns go that a pass forward fills in: with `first_order` those follow at once, from registers.
+enum class Ahead { value, first_order, first_order_of_dual };
+
+template <Activation kind, int N, Ahead ahead>
+FPFAST_FN void slopes_of_some(const float* z, float* h, float* slopes, const Workspace<float>& at, float parameter,
+                              float in, float out) {
+  const int64_t width = at.width();
+  Pack<float, N> u;
+  FPFAST_UNROLL
+  for (int n = 0; n < N; ++n) u.v[n] = in * load(z + n * width);
+  const Jet<Pack<float, N>> jet = activation<Simd<N>, kind>(u, parameter);
+  FPFAST_UNROLL
+  for (int n = 0; n < N; ++n) {
+    float* to = slopes + n * slope_orders * lanes;
+    store(h + n * width, out * jet.value.v[n]);
+    store(to, jet.first.v[n]);
+    store(to + lanes, jet.second.v[n]);
+    store(to + 2 * lanes, jet.third.v[n]);
+    if constexpr (ahead == Ahead::first_order_of_dual) store(to + 3 * lanes, jet.fourth.v[n]);
+    if constexpr (ahead != Ahead::value)
+      first_order_row<float>(z + n * width, h + n * width, jet.first.v[n], jet.second.v[n], load(at.curvature),
+                             at.columns);
+  }
+}
+
+template <Activation kind, Ahead ahead>
+void slopes_of_rows(int64_t rows, const float* z, float* h, float* slopes, const Workspace<float>& at,
+                    float parameter) {
   const float in = float(scale_in(kind, parameter)), out = float(scale_out(kind, parameter));
   constexpr int together = lanes == 16 ? 4 : 2;
+  const int64_t width = at.width();
   int64_t r = 0;
   for (; r + together <= rows; r += together)
-    slopes_of_some<kind, together>(z + r * width, h + r * width, slopes + r * slope_orders * lanes, width, parameter,
-                                   in, out);
+    slopes_of_some<kind, together, ahead>(z + r * width, h + r * width, slopes + r * slope_orders * lanes, at,
+                                          parameter, in, out);
   for (; r < rows; ++r)
-    slopes_of_some<kind, 1>(z + r * width, h + r * width, slopes + r * slope_orders * lanes, width, parameter, in,
-                            out);
+    slopes_of_some<kind, 1, ahead>(z + r * width, h + r * width, slopes + r * slope_orders * lanes, at, parameter, in,
+                                   out);
 }
 
-// The value of h and its derivatives by z.
-inline void slopes_of(Activation kind, int64_t rows, const float* z, float* h, float* slopes, int64_t width,
-                      float parameter) {
-  const auto run = kind == Activation::tanh       ? slopes_of_rows<Activation::tanh>
-                   : kind == Activation::softplus ? slopes_of_rows<Activation::softplus>
-                   : kind == Activation::silu     ? slopes_of_rows<Activation::silu>
-                   : kind == Activation::gelu     ? slopes_of_rows<Activation::gelu>
-                   : kind == Activation::elu      ? slopes_of_rows<Activation::elu>
-                                                  : slopes_of_rows<Activation::sine>;
-  run(rows, z, h, slopes, width, parameter);
+// The value of h and its derivatives by z, and what columns `ahead` names.
+template <Ahead ahead>
+void slopes_of(Activation kind, int64_t rows, const float* z, float* h, float* slopes, const Workspace<float>& at,
+               float parameter) {
+  const auto run = kind == Activation::tanh       ? slopes_of_rows<Activation::tanh, ahead>
+                   : kind == Activation::softplus ? slopes_of_rows<Activation::softplus, ahead>
+                   : kind == Activation::silu     ? slopes_of_rows<Activation::silu, ahead>
+                   : kind == Activation::gelu     ? slopes_of_rows<Activation::gelu, ahead>
+                   : kind == Activation::elu      ? slopes_of_rows<Activation::elu, ahead>
+                                                  : slopes_of_rows<Activation::sine, ahead>;
+  run(rows, z, h, slopes, at, parameter);
 }
 
-inline void slopes_of(Activation kind, int64_t rows, const double* z, double* h, double* slopes, int64_t width,
-                      double parameter) {
+template <Ahead ahead>
+void slopes_of(Activation kind, int64_t rows, const double* z, double* h, double* slopes,
+               const Workspace<double>& at, double parameter) {
   constexpr int L = lanes_of<double>;
   const double in = scale_in(kind, parameter), out = scale_out(kind, parameter);
   for (int64_t r = 0; r < rows; ++r)
     for (int k = 0; k < L; ++k) {
-      const Jet<double> jet = exact_activation(kind, in * z[r * width + k], parameter);
+      const Jet<double> jet = exact_activation(kind, in * z[r * at.width() + k], parameter);
       double* to = slopes + r * slope_orders * L + k;
-      h[r * width + k] = out * jet.value;
+      h[r * at.width() + k] = out * jet.value;
       to[0] = jet.first, to[L] = jet.second, to[2 * L] = jet.third, to[3 * L] = jet.fourth;
     }
-}
-
-// Derivatives along directions, and the rate.
-template <class T>
-void first_order(int64_t rows, const T* z, T* h, const T* slopes, const Workspace<T>& at) {
-  constexpr int L = lanes_of<T>;
-  const int64_t n = at.columns.directions, rate = at.columns.rate() * L, width = at.width();
-  const Vector<T> curvature = load(at.curvature);
-  for (int64_t r = 0; r < rows; ++r, z += width, h += width, slopes += slope_orders * L) {
-    const Vector<T> h1 = load(slopes), h2 = load(slopes + L);
-    Vector<T> square{};
-    for (int64_t i = 1; i <= n; ++i) {
-      const Vector<T> zi = load(z + i * L);
-      square = fma(zi, zi, square);
-      store(h + i * L, h1 * zi);
-    }
-    store(h + rate, h1 * load(z + rate) - curvature * h2 * square);
-  }
+  if (ahead != Ahead::value) first_order(rows, z, h, slopes, at);
 }
 
 template <class T, bool rates>
@@ -263,26 +278,53 @@ void back(int64_t rows, const T* z, const T* adjoint, T* out, bool adds, const T
 
 // ------------------------------------------------------------------------------------------------ gradients of matrices
 
+#if defined(__AVX512F__)
+// 16 vectors, `from` apart, become 16 others, `to` apart: blocks of 4 x 4 are turned, then the square of blocks.
+FPFAST_FN void turn_square(const float* in, int64_t from, float* out, int64_t to) {
+  Vector<float> v[4][4];
+  FPFAST_UNROLL
+  for (int g = 0; g < 4; ++g) {
+    FPFAST_UNROLL
+    for (int j = 0; j < 4; ++j) v[g][j] = load(in + (4 * g + j) * from);
+    transpose_blocks(v[g][0], v[g][1], v[g][2], v[g][3]);
+  }
+  FPFAST_UNROLL
+  for (int j = 0; j < 4; ++j) {
+    const __m512 a = v[0][j], b = v[1][j], c = v[2][j], d = v[3][j];
+    const __m512 ab_even = _mm512_shuffle_f32x4(a, b, 0x88), ab_odd = _mm512_shuffle_f32x4(a, b, 0xDD);
+    const __m512 cd_even = _mm512_shuffle_f32x4(c, d, 0x88), cd_odd = _mm512_shuffle_f32x4(c, d, 0xDD);
+    store(out + j * to, Vector<float>(_mm512_shuffle_f32x4(ab_even, cd_even, 0x88)));
+    store(out + (4 + j) * to, Vector<float>(_mm512_shuffle_f32x4(ab_odd, cd_odd, 0x88)));
+    store(out + (8 + j) * to, Vector<float>(_mm512_shuffle_f32x4(ab_even, cd_even, 0xDD)));
+    store(out + (12 + j) * to, Vector<float>(_mm512_shuffle_f32x4(ab_odd, cd_odd, 0xDD)));
+  }
+}
+#endif
+
 // turned[column, lane][row] of a jet's columns first ... last - 1, rows filled up with zeros to `padded`.
 template <class T>
 void turn(int64_t rows, const T* in, int64_t width, int64_t first, int64_t last, T* turned, int64_t padded) {
   constexpr int L = lanes_of<T>;
-  for (int64_t c = first; c < last; ++c, turned += L * padded) {
-    const T* from = in + c * L;
-    int64_t r = 0;
-    if constexpr (sizeof(T) == sizeof(float))
-      for (; r + 4 <= rows; r += 4) {
+  const int64_t columns = last - first;
+  in += first * L;
+  int64_t r = 0;
+  if constexpr (sizeof(T) == sizeof(float)) {
+#if defined(__AVX512F__)
+    for (; r + 16 <= rows; r += 16)
+      for (int64_t c = 0; c < columns; ++c)
+        turn_square(in + r * width + c * L, width, turned + c * L * padded + r, padded);
+#endif
+    for (; r + 4 <= rows; r += 4)
+      for (int64_t c = 0; c < columns; ++c) {
         Vector<float> v[4];
-        for (int j = 0; j < 4; ++j) v[j] = load(from + (r + j) * width);
-        transpose_blocks(v[0], v[1], v[2], v[3]);
         FPFAST_UNROLL
-        for (int q = 0; q < L / 4; ++q) FPFAST_UNROLL
-        for (int j = 0; j < 4; ++j) store_block(turned + (4 * q + j) * padded + r, v[j], q);
+        for (int j = 0; j < 4; ++j) v[j] = load(in + (r + j) * width + c * L);
+        transpose_blocks(v[0], v[1], v[2], v[3]);
+        scatter_blocks(turned + c * L * padded + r, padded, v);
       }
-    for (; r < rows; ++r)
-      for (int p = 0; p < L; ++p) turned[p * padded + r] = from[r * width + p];
-    for (int p = 0; p < L; ++p) std::fill(turned + p * padded + rows, turned + (p + 1) * padded, T(0));
   }
+  for (; r < padded; ++r)
+    for (int64_t p = 0; p < columns * L; ++p) turned[p * padded + r] = r < rows ? in[r * width + p] : T(0);
 }
 
 // gradient[r][k] += sum over points of adjoint[r][point] turned[point][k], R rows and V vectors.
@@ -320,13 +362,27 @@ void outer_vectors(int64_t rows, T* gradient, int64_t padded, const T* adjoint, 
     outer_block<T, 1, V>(gradient + r * padded, padded, adjoint + r * width, width, turned, points);
 }
 
+// The same for a matrix of few columns: gradient[r][k][lane], to be added up by whoever reads it.
+template <class T>
+void outer_narrow(int64_t rows, int64_t columns, T* gradient, const T* adjoint, const T* in, int64_t width,
+                  int64_t first, int64_t last) {
+  constexpr int L = lanes_of<T>;
+  for (int64_t r = 0; r < rows; ++r, adjoint += width)
+    for (int64_t k = 0; k < columns; ++k, gradient += gradient_lanes) {
+      Vector<T> sum = load(gradient);
+      for (int64_t c = first * L; c < last * L; c += L) sum = fma(load(adjoint + c), load(in + k * width + c), sum);
+      store(gradient, sum);
+    }
+}
+
 constexpr int turned_columns = 8;  // at a time
 
 template <class T>
 void outer(int64_t rows, int64_t columns, T* gradient, const T* adjoint, const T* in, int64_t width, T* turned,
            int64_t first, int64_t last) {
   constexpr int L = lanes_of<T>;
-  const int64_t padded = (columns + gradient_lanes - 1) / gradient_lanes * gradient_lanes;
+  if (columns <= narrow) return outer_narrow(rows, columns, gradient, adjoint, in, width, first, last);
+  const int64_t padded = padded_columns(columns);
   for (; first < last; first += turned_columns) {
     const int64_t end = std::min<int64_t>(last, first + turned_columns), points = (end - first) * L;
     turn(columns, in, width, first, end, turned, padded);

@@ -74,12 +74,9 @@ class Tile16 {
 
   void load_points() {
     const int64_t d = run_.dimension, n = run_.directions, features = run_.feature_count;
-    for (int k = 0; k < COEFFICIENTS; ++k) {
-      const V v = run_.coef_per_sample ? gather(run_.coef, COEFFICIENTS, k)
-                                       : broadcast(static_cast<const T*>(run_.coef)[k]);
-      store(coef_[k], v);
-    }
     const bool carries = run_.form == Form::score;  // the rate is d_t alone
+    const int coefficients = carries ? COEFFICIENTS : P;
+    for (int k = 0; k < coefficients; ++k) store(coef_[k], gather(run_.coef, coefficients, k));
     store(space_.curvature, carries ? V{} : T(run_.share) * coef(GAMMA));
     std::fill_n(space_.jet(0), d * space_.width(), T(0));
     for (int64_t r = 0; r < d; ++r) {
@@ -255,8 +252,12 @@ class Tile16 {
           break;
         case JetOp::activate: {
           T* const slopes = space_.slopes + i.slopes * slope_orders * L;
-          if (first == 0) slopes_of(Activation(i.kind), i.rows, a, out, slopes, width, weights[i.weights]);
-          if (first <= 1 && last > 1) first_order(i.rows, a, out, slopes, space_);
+          using Slopes = void (*)(Activation, int64_t, const T*, T*, T*, const Workspace<T>&, T);
+          Slopes slopes_of_a = slopes_of<Ahead::first_order>;
+          if (last == 1) slopes_of_a = slopes_of<Ahead::value>;
+          if (run_.form == Form::potential) slopes_of_a = slopes_of<Ahead::first_order_of_dual>;
+          if (first == 0) slopes_of_a(Activation(i.kind), i.rows, a, out, slopes, space_, weights[i.weights]);
+          if (first == 1) first_order(i.rows, a, out, slopes, space_);
           if (last > c.first_order()) {
             const auto dual = run_.form == Form::potential ? along_e<T, true> : along_e<T, false>;
             dual(i.rows, a, out, slopes, space_);

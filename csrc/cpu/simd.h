@@ -180,12 +180,16 @@ FPFAST_FN void transpose_blocks(Vector<float>& a, Vector<float>& b, Vector<float
 #endif
 }
 
-// Lanes 4 q ... 4 q + 3.
-FPFAST_FN void store_block(float* to, Vector<float> v, int q) {
+// Four vectors, whose blocks of four lanes q go to to[(4 q + 0 ... 3) * stride].
+FPFAST_FN void scatter_blocks(float* to, int64_t stride, const Vector<float> (&v)[4]) {
   typedef float Block __attribute__((vector_size(16), aligned(4), may_alias));
-  Block block;
-  memcpy(&block, reinterpret_cast<const char*>(&v) + 16 * q, sizeof block);
-  *reinterpret_cast<Block*>(to) = block;
+  FPFAST_UNROLL
+  for (int q = 0; q < lanes / 4; ++q) FPFAST_UNROLL
+  for (int j = 0; j < 4; ++j) {
+    Block block;
+    memcpy(&block, reinterpret_cast<const char*>(&v[j]) + 16 * q, sizeof block);
+    *reinterpret_cast<Block*>(to + (4 * q + j) * stride) = block;
+  }
 }
 
 template <class T, int N>
