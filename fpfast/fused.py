@@ -157,7 +157,7 @@ class Fused:
 
         cpu = Cpu(self.level)
         trained = tuple(p.requires_grad for p in self.net.parameters())
-        jets = self.remembered(("jets", trained), lambda: Jets(self._end, self._source, cpu.block_rows))
+        jets = self.remembered(("jets", trained), lambda: Jets(self._end, self._source, 6))
         constants = self.remembered(("constants", trained), jets.settled)
         return jets, cpu, constants, self.remembered(("jet weights", dtype), lambda: jets.weights(constants, dtype))
 

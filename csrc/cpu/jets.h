@@ -23,6 +23,7 @@ struct Columns {
 };
 
 constexpr int slope_orders = 4;
+constexpr int jet_rows = lanes == 16 ? 6 : rows_together;
 
 template <class T>
 struct Workspace {
@@ -39,7 +40,7 @@ struct Workspace {
 // out = W in (+ other) for columns first ... last - 1.
 template <class T, int P>
 void some_columns(int64_t rows, int64_t columns, T* out, const T* in, const T* w, int64_t width, const T* other) {
-  linear<T, P>(rows, columns, out, in, w, width, {nullptr, other, nullptr});
+  linear<T, P, jet_rows>(rows, columns, out, in, w, width, {nullptr, other, nullptr});
 }
 
 template <class T>
@@ -47,8 +48,8 @@ void multiply(int64_t rows, int64_t columns, T* out, const T* in, const T* w, in
               int64_t first, int64_t last) {
   while (first < last) {
     const int64_t left = last - first, at = first * lanes_of<T>;
-    const int P = left == 4 ? 2 : int(std::min<int64_t>(left, most_vectors));
-    const auto some = P == 1 ? some_columns<T, 1> : P == 2 ? some_columns<T, 2> : some_columns<T, 3>;
+    const int P = int(std::min<int64_t>(left, 4));
+    const auto some = P == 1 ? some_columns<T, 1> : P == 2 ? some_columns<T, 2> : P == 3 ? some_columns<T, 3> : some_columns<T, 4>;
     some(rows, columns, out + at, in + at, w, width, other ? other + at : nullptr);
     first += P;
   }
@@ -352,12 +353,12 @@ FPFAST_FN void outer_block(T* gradient, int64_t padded, const T* adjoint, int64_
   for (int v = 0; v < V; ++v) store(gradient + r * padded + v * L, sum[r][v]);
 }
 
-template <class T, int V>
+template <class T, int R, int V>
 void outer_vectors(int64_t rows, T* gradient, int64_t padded, const T* adjoint, int64_t width, const T* turned,
                    int64_t points) {
   int64_t r = 0;
-  for (; r + rows_together <= rows; r += rows_together)
-    outer_block<T, rows_together, V>(gradient + r * padded, padded, adjoint + r * width, width, turned, points);
+  for (; r + R <= rows; r += R)
+    outer_block<T, R, V>(gradient + r * padded, padded, adjoint + r * width, width, turned, points);
   for (; r < rows; ++r)
     outer_block<T, 1, V>(gradient + r * padded, padded, adjoint + r * width, width, turned, points);
 }
@@ -375,6 +376,18 @@ void outer_narrow(int64_t rows, int64_t columns, T* gradient, const T* adjoint, 
     }
 }
 
+// Sums of R rows and V vectors fill the registers.
+constexpr int most_outer = lanes == 16 ? 5 : 3;
+constexpr int outer_rows(int V) { return lanes == 16 && V > 3 ? (V == 4 ? 6 : 5) : rows_together; }
+
+template <class T, int V, class... Arguments>
+void outer_some(int wanted, Arguments... arguments) {
+  if constexpr (V > 0) {
+    if (wanted == V) return outer_vectors<T, outer_rows(V), V>(arguments...);
+    outer_some<T, V - 1>(wanted, arguments...);
+  }
+}
+
 constexpr int turned_columns = 8;  // at a time
 
 template <class T>
@@ -386,12 +399,10 @@ void outer(int64_t rows, int64_t columns, T* gradient, const T* adjoint, const T
   for (; first < last; first += turned_columns) {
     const int64_t end = std::min<int64_t>(last, first + turned_columns), points = (end - first) * L;
     turn(columns, in, width, first, end, turned, padded);
-    for (int64_t k = 0; k < padded;) {
-      const int64_t left = (padded - k) / L;
-      const int V = left == 4 ? 2 : int(std::min<int64_t>(left, most_vectors));
-      const auto some = V == 1 ? outer_vectors<T, 1> : V == 2 ? outer_vectors<T, 2> : outer_vectors<T, 3>;
-      some(rows, gradient + k, padded, adjoint + first * L, width, turned + k, points);
-      k += V * L;
+    for (int64_t k = 0, left = padded / L; left > 0;) {
+      const int64_t parts = (left + most_outer - 1) / most_outer, V = (left + parts - 1) / parts;
+      outer_some<T, most_outer>(int(V), rows, gradient + k, padded, adjoint + first * L, width, turned + k, points);
+      k += V * L, left -= V;
     }
   }
 }

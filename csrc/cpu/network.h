@@ -76,14 +76,13 @@ FPFAST_FN void last_block(int64_t rows, T* out, const T* w, const T* in, int64_t
   }
 }
 
-template <class T, int P>
+template <class T, int P, int R = rows_together>
 FPFAST_FN void linear(int64_t rows, int64_t columns, T* out, const T* in, const T* w, int64_t width,
                       const Beside<T>& beside) {
   int64_t r = 0;
-  for (; r + rows_together <= rows; r += rows_together)
-    matrix_block<T, rows_together, P>(out + r * width, w + r * columns, in, columns, width, beside.at(r, width));
-  last_block<T, rows_together - 1, P>(rows - r, out + r * width, w + r * columns, in, columns, width,
-                                      beside.at(r, width));
+  for (; r + R <= rows; r += R)
+    matrix_block<T, R, P>(out + r * width, w + r * columns, in, columns, width, beside.at(r, width));
+  last_block<T, R - 1, P>(rows - r, out + r * width, w + r * columns, in, columns, width, beside.at(r, width));
 }
 
 // N vectors a turn.
