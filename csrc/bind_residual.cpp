@@ -28,10 +28,7 @@ void check(const Residual& run, int64_t weight_count) {
     require(within(i.out_adjoint, i.rows, run.adjoints) && optional(i.a_adjoint, columns, run.adjoints) &&
                 optional(i.b_adjoint, i.rows, run.adjoints),
             "program: an adjoint is outside the workspace");
-    const int64_t used = matrix                    ? i.rows * i.columns
-                         : i.op == JetOp::activate ? 1
-                         : i.op == JetOp::scale    ? i.rows
-                                                   : 0;
+    const int64_t used = matrix ? i.rows * i.columns : i.op == JetOp::activate ? 1 : i.op == JetOp::scale ? i.rows : 0;
     require(used == 0 || within(i.weights, used, weight_count), "program: weights are outside their buffer");
     require(!matrix || i.a_adjoint == nothing || within(i.transposed, used, weight_count),
             "program: weights are outside their buffer");
@@ -55,7 +52,9 @@ void cpu_residual(const std::string& level, const py::dict& arguments, int threa
   const auto number = [&](const char* name) { return arguments[name].cast<int64_t>(); };
   const auto pointer = [&](const char* name) { return reinterpret_cast<void*>(arguments[name].cast<uintptr_t>()); };
   Residual run{};
-  run.float64 = number("float64") != 0, run.form = Form(number("form"));
+  const int64_t form = number("form");
+  require(form >= 0 && form <= int64_t(Form::score), "form: expected 0 to 3");
+  run.float64 = number("float64") != 0, run.form = Form(form);
   run.program = static_cast<const JetInstruction*>(pointer("program")), run.instructions = number("instructions");
   run.weights = pointer("weights");
   run.dimension = number("dimension"), run.directions = number("directions");
@@ -79,12 +78,13 @@ void cpu_residual(const std::string& level, const py::dict& arguments, int threa
           "samples, dimension, directions, features: out of range");
   for (const int64_t rows : {run.jets, run.adjoints, run.slopes, run.gradient_count})
     require(rows >= 0 && rows <= int64_t(1) << 40, "workspace: out of range");
-  require(run.form >= Form::log_density && run.form <= Form::score, "form: expected 0 to 3");
-  require(run.samples == 0 || (run.x && run.coef && (run.feature_count == 0 || (run.feature_values && run.feature_rates))),
-          "a pointer is null");
+  require(
+      run.samples == 0 || (run.x && run.coef && (run.feature_count == 0 || (run.feature_values && run.feature_rates))),
+      "a pointer is null");
   require(run.probes || run.directions == run.dimension, "directions: expected d, or probes");
   require(!(run.upstream && run.weight), "upstream, weight: expected one of them");
-  require(!(run.upstream || run.weight) || run.gradient, "gradient: expected a buffer");
+  require(!run.gradient || run.upstream || run.weight, "gradient: expected upstream or weight");
+  require(!run.weight || run.loss, "loss: expected a number");
   require(!run.feature_adjoints == !run.rate_adjoints && (!run.feature_adjoints || run.features_adjoint != nothing),
           "feature_adjoints: expected rows for them");
   check(run, number("weight_count"));

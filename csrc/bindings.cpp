@@ -132,6 +132,7 @@ void cpu_noise(const std::string& level, uintptr_t out, int kind, uintptr_t seed
 }
 
 int block_rows(const std::string& level) { return kernels_of(level).block_rows; }
+int jet_rows(const std::string& level) { return kernels_of(level).jet_rows; }
 
 // (address, first row, rows) of a [samples, rows] array.
 using PortSpec = std::tuple<uintptr_t, int64_t, int64_t>;
@@ -255,6 +256,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("cpu_trajectory", cpu_trajectory);
   bind_residual(m);
   m.def("block_rows", block_rows, "Rows of a matrix that a level packs together.");
+  m.def("jet_rows", jet_rows, "The same for cpu_residual.");
 #ifdef FPFAST_CUDA
   m.attr("has_cuda") = true;
   m.def("cuda_combine", cuda_combine);

@@ -122,7 +122,8 @@ struct JetInstruction {
 // columns. Wider ones have their columns filled up to a multiple of it.
 constexpr int gradient_lanes = 16, narrow = 4;
 constexpr int64_t padded_columns(int64_t columns) {
-  return columns <= narrow ? columns * gradient_lanes : (columns + gradient_lanes - 1) / gradient_lanes * gradient_lanes;
+  return columns <= narrow ? columns * gradient_lanes
+                           : (columns + gradient_lanes - 1) / gradient_lanes * gradient_lanes;
 }
 
 enum class Form : int {
@@ -147,12 +148,12 @@ struct Residual {
   int64_t samples;
   const void *x, *feature_values, *feature_rates;  // [samples, d], [samples, feature_count]
   const void* probes;                              // [directions, samples, d], or null: the units
-  const void* coef;                                // [samples, 6]: a, g^2 / 2, p, q, dp/dt, dq/dt of s = p x + q y; of a potential [samples, 2]
+  const void* coef;      // [samples, 6]: a, g^2 / 2, p, q, dp/dt, dq/dt of s = p x + q y; of a potential [samples, 2]
   void* value;           // the residual, [samples] or [samples, d]; may be null
-  const void* upstream;  // what its gradient is multiplied by, shaped like it; or null:
-  const void* weight;    // [samples], the loss is sum weight |residual|^2; both null: no gradient
-  double* loss;
-  double* gradient;  // [gradient_count], added to
+  const void* upstream;  // what its gradient is multiplied by, shaped like it; or
+  const void* weight;    // [samples], the loss is sum weight |residual|^2; null where neither is wanted
+  double* loss;          // added to
+  double* gradient;      // [gradient_count], of the loss or of sum upstream residual, added to; may be null
   int64_t gradient_count;
   void *feature_adjoints, *rate_adjoints;  // [samples, feature_count]; may be null
 };

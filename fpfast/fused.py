@@ -58,13 +58,13 @@ class Fused:
 
     def _recognise(self) -> None:
         self._tensors: list[Tensor] = []  # so that a refusal is repeated by the next refresh
-        self._end, self._source, self.flat = recognise(self.net, self.dimension, self.time_column)
+        self._end, self._source, self.flat, self._looked = recognise(self.net, self.dimension, self.time_column)
         self._check_finite()
         self._ends: dict[str, Value] = {"output": self._end}
         self._remembered: dict[Any, Any] = {}
         self._answers: dict[str, Tensor] = {}
         self._compare("output")
-        self._marks = [marks(module) for module in self.net.modules()]
+        self._marks = [(type(module), marks(module)) for module in self.net.modules()]
         self._tensors = self._read()
         self._values = [tensor.detach().clone() for tensor in self._tensors]
 
@@ -83,14 +83,20 @@ class Fused:
         check_modules(self.net)
         tensors, modules = self._read(), list(self.net.modules())
         same = len(tensors) == len(self._tensors) and len(modules) == len(self._marks)
-        same = same and all(map(unchanged, modules, self._marks))
-        if not (same and all(map(_alike, tensors, self._tensors, self._values))):
-            self._recognise()
-        elif not all(map(torch.equal, tensors, self._values)):
+        same = same and all(
+            type(module) is kind and unchanged(module, old)
+            for module, (kind, old) in zip(modules, self._marks, strict=True)
+        )
+        same = same and all(map(_alike, tensors, self._tensors, self._values))
+        if same and all(map(torch.equal, tensors, self._values)):
+            return
+        if same and not self._looked:
             self._take_values()
+        else:
+            self._recognise()
 
     def _take_values(self) -> None:
-        """New values of the same parameters: a trace would be the same, since it cannot read them."""
+        """Other values of the same parameters: a trace, which did not look at them, would be the same."""
         self._check_finite()
         self._values = [tensor.detach().clone() for tensor in self._tensors]
         self._remembered = {key: made for key, made in self._remembered.items() if isinstance(made, Jets)}
@@ -157,7 +163,7 @@ class Fused:
 
         cpu = Cpu(self.level)
         trained = tuple(p.requires_grad for p in self.net.parameters())
-        jets = self.remembered(("jets", trained), lambda: Jets(self._end, self._source, 6))
+        jets = self.remembered(("jets", trained), lambda: Jets(self._end, self._source, cpu.jet_rows))
         constants = self.remembered(("constants", trained), jets.settled)
         return jets, cpu, constants, self.remembered(("jet weights", dtype), lambda: jets.weights(constants, dtype))
 

@@ -12,19 +12,21 @@ score           eps = d_t s - grad U, U = g^2/2 (sum v.J v + |s|^2) - a x.s; its
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fpfast.errors import bad
-from fpfast.fused import Fused
-from fpfast.jets import Jets, pull_back
-from fpfast.points import Probes
+from fpfast.errors import bad, key
+from fpfast.fused import Fused, Unsupported
+from fpfast.jets import pull_back
+from fpfast.points import DISTRIBUTIONS, Probes
 from fpfast.score import Score
-from fpfast.sde import per_sample
+from fpfast.sde import SDE
+
+Weighting = Callable[[SDE, Tensor], Tensor]  # lambda(t)
 
 LARGEST = 64  # dimension of exact residuals: the cost is one column of a jet for each
 POINTS = 1 << 17  # at a time, in one native call
@@ -50,142 +52,148 @@ FUSED: dict[tuple[str, bool, str], Form] = {
 }
 
 
-def exact(score: Score, x: Tensor, form: str) -> bool:
-    """If the engine has the exact residual."""
-    return serve(score, x, form, "exact") is not None
-
-
-def serve(score: Score, x: Tensor, form: str, estimator: str) -> FusedResidual | None:
-    """The engine's residual, where the score's network was compiled for it and x asks for nothing else."""
+def serve(score: Score, x: Tensor, form: str, estimator: str, graph: bool = False) -> FusedResidual | None:
+    """The engine's residual, where there is one for the score and x. ``graph``: x may ask for gradients."""
     net = score.net
     found = FUSED.get((form, score.predicts == "potential", estimator))
-    if found is None or not isinstance(net, Fused) or score.guidance is not None:
+    if found is None or not isinstance(net, Fused) or score.guidance is not None or not net.available(x):
         return None
-    fits = x.ndim == 2 and x.shape[1] == net.dimension and not (x.requires_grad and torch.is_grad_enabled())
-    if not fits or not net.available(x) or (not found.probes and net.dimension > LARGEST):
+    if x.ndim != 2 or x.shape[1] != net.dimension:
+        raise bad("x", f"shape (B, {net.dimension})", tuple(x.shape))
+    if (graph and x.requires_grad) or (not found.probes and net.dimension > LARGEST):
         return None
-    return FusedResidual(score, net, found, x.dtype)
+    net.refresh()
+    if net.outputs != (1 if score.predicts == "potential" else net.dimension):
+        return None  # autograd's way says what is wrong with it
+    try:
+        return FusedResidual(score, net, found, x.dtype)
+    except Unsupported:
+        return None
 
 
 class FusedResidual:
     """Residuals of one form of a compiled network, for its present parameters."""
 
     def __init__(self, score: Score, net: Fused, form: Form, dtype: torch.dtype) -> None:
-        net.refresh()
-        if score.predicts != "potential" and net.outputs != net.dimension:
-            raise bad("net", f"{net.dimension} outputs, as x has columns", net.outputs)
-        if score.predicts == "potential" and net.outputs != 1:
-            raise bad("net", "a potential with one output", net.outputs)
         self.score, self.form, self.dtype = score, form, dtype
         self.jets, self.cpu, self.constants, self.weights = net.jets(dtype)
         self.parameters = [p for p in net.net.parameters() if p.requires_grad]
 
     def values(self, x: Tensor, t: Tensor, probes: Probes | None) -> Tensor:
-        """The residual at x (B, d) and times t, a number or (B,); its gradients by parameters run the engine again."""
-        return _Values.apply(self, x.detach(), t.detach(), probes, *self.parameters)  # type: ignore[no-any-return]
+        """The residual at x (B, d) and times t, a number or (B,), shape of x or (B,).
 
-    def loss(self, x: Tensor, t: Tensor, probes: Probes | None, weight: Tensor) -> Tensor:
-        """sum_b weight_b |residual_b|^2, and its gradients by parameters in the same pass."""
-        return _Loss.apply(self, x.detach(), t.detach(), probes, weight, *self.parameters)  # type: ignore[no-any-return]
+        Where gradients are enabled it has a graph to the parameters; its way back runs the network again.
+        """
+        return _Values.apply(self, x.detach(), t.detach(), probes, *self.parameters)
+
+    def loss(self, x: Tensor, t: Tensor, probes: Probes | None, weighting: Weighting) -> Tensor:
+        """The mean of weighting(sde, t) |residual|^2 over the points; its gradients are made in the same pass."""
+        wanted = torch.is_grad_enabled()
+        arguments = self, x.detach(), t.detach(), probes, weighting, wanted
+        return _Loss.apply(*arguments, *self.parameters)
+
+    def regulariser(
+        self,
+        x: Tensor,
+        t: Tensor,
+        weighting: Weighting,
+        unbiased: bool,
+        probes: int,
+        seed: Tensor,
+        distribution: str,
+    ) -> Tensor:
+        """What :func:`fpfast.losses.fp_regulariser` says, ``probes`` of each estimate."""
+        if not self.form.probes:
+            return self.loss(x, t, None, weighting)
+        drawn = Probes(x, 2 * probes, seed, key("distribution", distribution, DISTRIBUTIONS))
+        if not unbiased:
+            return self.loss(x, t, drawn.some(0, probes), weighting)
+        product = self.values(x, t, drawn.some(0, probes)) * self.values(x, t, drawn.some(probes, probes))
+        weight = weighting(self.score.sde, self._times(x, t)).to(x.dtype)
+        return (weight * product.reshape(len(x), -1).sum(1)).mean()
+
+    def _times(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.score.times(x, t.to(x.dtype))  # a float32 network sees float32 times
 
     def run(
         self,
         x: Tensor,
         t: Tensor,
         probes: Probes | None,
+        wanted: bool,
         *,
         value: Tensor | None = None,
         upstream: Tensor | None = None,
-        weight: Tensor | None = None,
+        weighting: Weighting | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """The loss, if there are weights, and gradients of the parameters, if there is something to differentiate."""
-        loss = torch.zeros((), dtype=torch.float64)
-        gradient = torch.zeros(self.jets.gradient_count, dtype=torch.float64)
-        wanted = upstream is not None or weight is not None
+        """Fills in the value. Returns the loss, if there is a weighting, and gradients of the parameters, if wanted."""
+        if t.ndim and t.shape != x.shape[:1]:
+            raise bad("t", f"a number or shape ({len(x)},)", tuple(t.shape))
+        loss = torch.zeros(1, dtype=torch.float64)
+        gradient = torch.zeros(self.jets.gradient_count, dtype=torch.float64) if wanted else None
         of_features: list[Tensor] = []
         for start in range(0, len(x), POINTS):
             part = slice(start, start + POINTS)
-            given = [None if v is None else v[part] for v in (value, upstream, weight)]
-            times = t[part] if t.ndim else t
-            found = self._part(x[part], times, probes, start, loss, gradient, *given, wanted=wanted)
+            points, times = x[part], self._times(x[part], t[part] if t.ndim else t)
+            weight = None if weighting is None else weighting(self.score.sde, times) / len(x)
+            outside = {
+                "probes": None if probes is None else _directions(probes, start, len(points)),
+                "value": None if value is None else value[part],
+                "upstream": None if upstream is None else upstream[part].to(self.dtype).contiguous(),
+                "weight": None if weight is None else weight.to(self.dtype).contiguous(),
+                "loss": loss,
+                "gradient": gradient,
+            }
+            found = self._part(points, times, outside)
             of_features = [a + b for a, b in zip(of_features, found, strict=True)] if of_features else found
-        if not wanted:
+        if gradient is None:
             return loss, []
         found = self.jets.backward(gradient, self.constants, self.parameters)
         return loss, [a + b for a, b in zip(found, of_features, strict=True)] if of_features else found
 
-    def _part(
-        self,
-        x: Tensor,
-        t: Tensor,
-        probes: Probes | None,
-        start: int,
-        loss: Tensor,
-        gradient: Tensor,
-        value: Tensor | None,
-        upstream: Tensor | None,
-        weight: Tensor | None,
-        *,
-        wanted: bool,
-    ) -> list[Tensor]:
-        jets, form, samples = self.jets, self.form, len(x)
-        t = self.score.times(x, t.to(x.dtype))
-        learned = wanted and jets.learned
+    def _part(self, x: Tensor, t: Tensor, outside: dict[str, Tensor | None]) -> list[Tensor]:
+        """One native call. Returns the gradients that go to the parameters by way of learned features of time."""
+        jets = self.jets
+        learned = jets.learned and outside["gradient"] is not None
         with torch.set_grad_enabled(learned):
-            features, rates = jets.feature_values(t)
-        feature_adjoints = [torch.zeros(samples, jets.feature_count, dtype=self.dtype) for _ in range(2 * learned)]
-        directions = _directions(probes, start, samples) if probes is not None else None
-        tensors = {
-            "program": jets.instructions,
-            "weights": self.weights,
-            "x": x.contiguous(),
-            "feature_values": features.detach().to(self.dtype).contiguous(),
-            "feature_rates": rates.detach().to(self.dtype).contiguous(),
-            "probes": directions,
-            "coef": self._coefficients(t),
-            "value": value,
-            "upstream": upstream if upstream is None else upstream.to(self.dtype).contiguous(),
-            "weight": weight if weight is None else weight.to(self.dtype).contiguous(),
-            "loss": loss,
-            "gradient": gradient if wanted else None,
-            "feature_adjoints": feature_adjoints[0] if learned else None,
-            "rate_adjoints": feature_adjoints[1] if learned else None,
-        }
-        count = jets.dimension if directions is None else len(directions)
+            features = jets.feature_values(t)
+        adjoints = [torch.empty(len(x), jets.feature_count, dtype=self.dtype) for _ in features] if learned else None
+        values, rates = (f.detach().to(self.dtype).contiguous() for f in features)
+        probes = outside["probes"]
+        directions = jets.dimension if probes is None else len(probes)
         self.cpu.residual(
-            tensors=tensors,
+            tensors={
+                **outside,
+                "program": jets.instructions,
+                "weights": self.weights,
+                "x": x.contiguous(),
+                "feature_values": values,
+                "feature_rates": rates,
+                "coef": self._coefficients(t),
+                "feature_adjoints": None if adjoints is None else adjoints[0],
+                "rate_adjoints": None if adjoints is None else adjoints[1],
+            },
             numbers={
+                **jets.numbers(),
                 "float64": self.dtype == torch.float64,
-                "form": form.number,
-                "instructions": len(jets.instructions),
+                "form": self.form.number,
                 "weight_count": len(self.weights),
-                "dimension": jets.dimension,
-                "directions": count,
-                "share": 1.0 if directions is None else 1.0 / count,
-                "output": jets.output,
-                "outputs": jets.outputs,
-                "output_adjoint": jets.output_adjoint,
-                "features": jets.features,
-                "feature_count": jets.feature_count,
-                "features_adjoint": jets.features if learned else -1,
-                "jets": jets.jets,
-                "adjoints": jets.adjoints,
-                "slopes": jets.slopes,
-                "samples": samples,
-                "gradient_count": jets.gradient_count,
+                "directions": directions,
+                "share": 1.0 if probes is None else 1.0 / directions,
+                "samples": len(x),
             },
         )
-        if not learned:
+        if adjoints is None:
             return []
-        return pull_back([features, rates], [a.double() for a in feature_adjoints], self.parameters)
+        return pull_back(list(features), [a.double() for a in adjoints], self.parameters)
 
     def _coefficients(self, t: Tensor) -> Tensor:
         """(a, g^2 / 2) of each time, and for a score s = p x + q y also p, q, dp/dt, dq/dt; [B, 2] or [B, 6]."""
         sde = self.score.sde
         rows = [sde.a(t), sde.g2(t) / 2]
         if self.score.predicts != "potential":
-            (p, q), slopes = torch.func.jvp(self.score.affine, (t,), (torch.ones_like(t),))
-            rows += [p, q, *slopes]
+            values, slopes = torch.func.jvp(self.score.affine, (t,), (torch.ones_like(t),))[:2]
+            rows += [*values, *slopes]
         out = torch.empty(len(t), len(rows), dtype=self.dtype)
         for k, row in enumerate(rows):
             out[:, k] = row
@@ -202,30 +210,33 @@ class _Values(torch.autograd.Function):
     def forward(ctx: Any, run: FusedResidual, x: Tensor, t: Tensor, probes: Probes | None, *_: Tensor) -> Tensor:
         ctx.arguments = run, x, t, probes
         value = torch.empty(x.shape if run.form.vector else x.shape[:1], dtype=x.dtype)
-        run.run(x, t, probes, value=value)
+        run.run(x, t, probes, False, value=value)
         return value
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
         run, x, t, probes = ctx.arguments
-        _, gradients = run.run(x, t, probes, upstream=upstream)
+        _, gradients = run.run(x, t, probes, True, upstream=upstream)
         return None, None, None, None, *gradients
 
 
 class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, run: FusedResidual, x: Tensor, t: Tensor, probes: Probes | None, weight: Tensor, *parameters: Tensor
+        ctx: Any,
+        run: FusedResidual,
+        x: Tensor,
+        t: Tensor,
+        probes: Probes | None,
+        weighting: Weighting,
+        wanted: bool,
+        *parameters: Tensor,
     ) -> Tensor:
-        if not any(ctx.needs_input_grad):
-            value = torch.empty(x.shape if run.form.vector else x.shape[:1], dtype=x.dtype)
-            run.run(x, t, probes, value=value)
-            return (weight * value.double().square().reshape(len(x), -1).sum(1)).sum().to(x.dtype)
-        loss, ctx.gradients = run.run(x, t, probes, weight=weight)
-        return loss.to(x.dtype)
+        loss, ctx.gradients = run.run(x, t, probes, wanted and bool(parameters), weighting=weighting)
+        return loss[0].to(x.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        return None, None, None, None, None, *(upstream * g for g in ctx.gradients)
+        return None, None, None, None, None, None, *(upstream * g for g in ctx.gradients)

@@ -1,7 +1,7 @@
-"""A recognised network as the engine wants it for residuals: jets forwards, adjoints backwards, gradients of parameters.
+"""A recognised network as residuals want it: jets forwards, adjoints backwards, and gradients of the parameters.
 
-The instructions are those of ``csrc/kernels.h``; how an instruction treats a jet is written in ``csrc/cpu/jets.h``. Here
-is settled where everything lies. What depends on time alone comes in as features, values and their rates of change,
+The instructions are those of ``csrc/kernels.h``; what they do to a jet is written in ``csrc/cpu/jets.h``. Here is
+settled where everything lies. What depends on time alone comes in as features, values and their rates of change,
 computed by torch in float64.
 """
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fpfast.assemble import ACTIVATIONS, NOTHING, Rows
 from fpfast.program import Activate, Add, Bias, Constant, Input, Linear, Scale, Term, Value, order
+from fpfast.traced import Unsupported, first_line
 
 # Numbers of csrc/kernels.h.
 OPS = {"linear": 0, "feature": 1, "activate": 2, "add": 3, "scale": 4}
@@ -64,7 +65,6 @@ class Jets:
             self.learned = self.feature_count > 0 and self._features(torch.zeros(1, dtype=torch.float64)).requires_grad
         self.place: dict[Value | Term, int] = {source: 0}
         row = source.rows
-        self.features = row
         for term in self.terms:
             self.place[term] = row
             row += term.columns
@@ -77,6 +77,10 @@ class Jets:
         steps = [step for value in values if value is not source for step in self._steps(value)]
         self.instructions = self._settle(steps, end, source)
         self._packing = torch.cat(self._index)
+        try:
+            self.feature_values(torch.zeros(1, dtype=torch.float64))
+        except (RuntimeError, NotImplementedError) as error:
+            raise Unsupported(f"net: its function of time has no forward mode ({first_line(error)})") from error
 
     def _find_terms(self, values: Sequence[Value]) -> None:
         """Terms with the same function of time are one feature."""
@@ -213,10 +217,28 @@ class Jets:
         if not self.terms:
             empty = torch.zeros(len(t), 0, dtype=torch.float64)
             return empty, empty
-        return torch.func.jvp(self._features, (t,), (torch.ones_like(t),))  # type: ignore[no-any-return]
+        values, rates = torch.func.jvp(self._features, (t,), (torch.ones_like(t),))[:2]
+        return values, rates
 
     def _features(self, t: Tensor) -> Tensor:
         return torch.cat([term.compute(t) for term in self.terms], dim=1)
+
+    def numbers(self) -> dict[str, int]:
+        """Sizes and places, by their names in csrc/kernels.h."""
+        return {
+            "instructions": len(self.instructions),
+            "dimension": self.dimension,
+            "output": self.output,
+            "outputs": self.outputs,
+            "output_adjoint": self.output_adjoint,
+            "features": self.dimension,  # behind x, among adjoints too
+            "feature_count": self.feature_count,
+            "features_adjoint": self.dimension if self.learned else NOTHING,
+            "jets": self.jets,
+            "adjoints": self.adjoints,
+            "slopes": self.slopes,
+            "gradient_count": self.gradient_count,
+        }
 
     def backward(self, gradient: Tensor, constants: list[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
         """The parameters' gradients from the engine's buffer."""

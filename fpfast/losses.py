@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from fpfast import noise
+from fpfast import fused_residual, noise
 from fpfast.divergence import ESTIMATORS, Backward, make_probes
 from fpfast.errors import bad, integer, key, real
 from fpfast.points import Points
@@ -121,12 +121,21 @@ def fp_regulariser(
         raise bad("x", "at least one point", getattr(x, "shape", type(x).__name__))
     count = max(1, round(fraction * len(x)))
     seeds = noise.seed_tensor(seed, len(x))
-    at = Points(score, x[:count], score.times(x, t)[:count], True, h)
-    name = pick(estimator, at)
+    t = torch.as_tensor(t, device=x.device)
+    if t.ndim and t.shape != x.shape[:1]:
+        raise bad("t", f"a number or shape ({len(x)},)", tuple(t.shape))
+    x, t, seeds = x[:count], t[:count] if t.ndim else t, seeds[:count] if seeds.ndim else seeds
+    form = key("form", form, FORMS)
+    key("estimator", estimator, ("auto", *ESTIMATORS))
+    engine = fused_residual.serve(score, x, form, "exact" if estimator == "auto" else estimator, True)
+    if engine is not None:
+        return engine.regulariser(x, t, weight, unbiased, integer("probes", probes, 1), seeds, distribution)
+    at = Points(score, x, score.times(x, t), True, h)
+    name = pick(estimator, form, at)
     both = 2 if unbiased and name != "exact" else 1
     probes = integer("probes", probes, ESTIMATORS[name].fewest)
-    drawn = make_probes(name, at, both * probes, seeds[:count] if seeds.ndim else seeds, distribution)
-    estimates = FORMS[key("form", form, FORMS)](ESTIMATORS[name], at, drawn)
+    drawn = make_probes(name, at, both * probes, seeds, distribution)
+    estimates = FORMS[form](ESTIMATORS[name], at, drawn)
     if both == 2:
         found = list(estimates)
         half = len(found) // 2

@@ -59,6 +59,11 @@ class Cpu:
         """Rows of a matrix that the network kernels want packed together."""
         return _native.block_rows(self.level)
 
+    @property
+    def jet_rows(self) -> int:
+        """The same for residuals."""
+        return _native.jet_rows(self.level)
+
     def trajectory(
         self,
         *,
@@ -104,7 +109,6 @@ class Cpu:
             tile,
             torch.get_num_threads(),
         )
-
 
     def residual(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -27,9 +27,14 @@ class Probes:
     count: int
     seed: noise.Seed
     distribution: str
+    first: int = 0  # number of the first one
 
     def __iter__(self) -> Iterator[Tensor]:
-        return map(self.draw, range(self.count))
+        return map(self.draw, range(self.first, self.first + self.count))
+
+    def some(self, first: int, count: int) -> Probes:
+        """``count`` of them, from one on."""
+        return replace(self, first=self.first + first, count=count)
 
     def draw(self, number: int) -> Tensor:
         make = DISTRIBUTIONS[self.distribution]

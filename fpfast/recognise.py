@@ -13,11 +13,13 @@ import operator
 import random
 import threading
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from fpfast.activation import softplus
 from fpfast.layers import FUNCTIONS, LAYERS
@@ -30,8 +32,15 @@ TRACING = threading.Lock()  # torch.fx replaces nn.Module.__call__ for as long a
 UNUSED = {*FUNCTIONS, "eq", "_assert"}  # calls that may stand in a forward without use: they change nothing
 
 
-def recognise(net: nn.Module, dimension: int, time_column: bool) -> tuple[Value, Input, bool]:
-    """The program's output and input, and if the output is flat, (B,).
+class Recognised(NamedTuple):
+    end: Value
+    source: Input
+    flat: bool  # the output is (B,)
+    looked: bool  # the trace looked at a tensor's numbers: with others it may come out differently
+
+
+def recognise(net: nn.Module, dimension: int, time_column: bool) -> Recognised:
+    """The program's output and input.
 
     It is for ``net(x, t)`` with x of shape (B, dimension), t of shape (B,), or (B, 1) where ``time_column``.
 
@@ -40,10 +49,28 @@ def recognise(net: nn.Module, dimension: int, time_column: bool) -> tuple[Value,
     check_modules(net)
     source = Input(dimension)
     time = OfTime((1,), lambda t: t[:, None]) if time_column else OfTime((), lambda t: t)
+    watch = _Watch()
     with TRACING:
-        graph, constants = _trace(net)
+        graph, constants = _trace(net, watch)
     end = _read(net, graph, constants, [State(source), time])
-    return end.value, source, end.flat
+    return Recognised(end.value, source, end.flat, watch.looked)
+
+
+class _Watch(TorchFunctionMode):
+    """Sees if something is computed from tensors themselves, not from what stands for them in a trace."""
+
+    HARMLESS = ("shape", "dtype", "device", "ndim", "requires_grad", "size", "dim", "is_floating_point")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looked = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(getattr(func, "__self__", None), "__name__", None) or getattr(func, "__name__", "")
+        held = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor | fx.Proxy)]
+        if name not in self.HARMLESS and held and not any(isinstance(one, fx.Proxy) for one in held):
+            self.looked = True
+        return func(*args, **(kwargs or {}))
 
 
 def check_modules(net: nn.Module) -> None:
@@ -92,7 +119,7 @@ class _Tracer(fx.Tracer):
         return super().create_node(*args, **kwargs)
 
 
-def _trace(net: nn.Module) -> tuple[fx.Graph, dict[str, Tensor]]:
+def _trace(net: nn.Module, watch: _Watch) -> tuple[fx.Graph, dict[str, Tensor]]:
     """The graph, and the constants that tracing made of tensors without a name."""
     signature = list(inspect.signature(type(net).forward).parameters.values())[1:]
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -105,7 +132,8 @@ def _trace(net: nn.Module) -> tuple[fx.Graph, dict[str, Tensor]]:
     changed: set[str] = set()
     constants: dict[str, Tensor] = {}
     try:
-        graph = _Tracer().trace(net, concrete_args={p.name: p.default for p in signature[2:]})
+        with watch:
+            graph = _Tracer().trace(net, concrete_args={p.name: p.default for p in signature[2:]})
     except Unsupported:
         raise
     except Exception as error:  # whatever the user's forward does with something that is no tensor

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fpfast import noise
+from fpfast import fused_residual, noise
 from fpfast.divergence import ESTIMATORS, Estimated, Estimator, average, make_probes
 from fpfast.errors import bad, key
 from fpfast.fused import EXACT_DIVERGENCE
@@ -63,9 +63,10 @@ def fp_residual(
     Laplacian s), w = a x - g^2 s. The "log_density" form takes from the estimator what it says of div s.
 
     Args:
-        estimator: a key of ``ESTIMATORS``, or "auto": "exact" for at most 16 dimensions if autograd goes through the
-            network twice, else "martingale" (two more evaluations of the network, no derivatives of higher order). The
-            result says which it was.
+        estimator: a key of ``ESTIMATORS``, or "auto": "exact" for networks of :func:`fpfast.fused.compile` (which have
+            their own kernels for it, see ``fused_residual.FUSED``) and for at most 16 dimensions if autograd goes
+            through the network twice, else "martingale" (two more evaluations of the network, no derivatives of higher
+            order). The result says which it was.
         h: the step in time of "martingale" and "finite_difference"; default: c std^2 / g^2 with c = 4 epsilon^(1/2) and
             2 epsilon^(1/3), epsilon the dtype's. A smaller one loses digits (rounding grows with 1 / h), a larger one
             adds bias (which grows with h).
@@ -79,15 +80,21 @@ def fp_residual(
     """
     form = key("form", form, FORMS)
     at = Points(score, x, t, create_graph, h)
-    name = pick(estimator, at)
+    name = pick(estimator, form, at)
     drawn = make_probes(name, at, probes, seed, distribution)
+    if (engine := fused_residual.serve(score, x, form, name, create_graph)) is not None:
+        with torch.set_grad_enabled(create_graph):
+            given = [None] if name == "exact" else [drawn.some(k, 1) for k in range(drawn.count)]
+            return average(name, (engine.values(x, at.t, probe) for probe in given))
     return average(name, FORMS[form](ESTIMATORS[name], at, drawn))
 
 
-def pick(estimator: str, at: Points) -> str:
+def pick(estimator: str, form: str, at: Points) -> str:
     """A key of ``ESTIMATORS``: the named one, or what "auto" stands for."""
     if key("estimator", estimator, ("auto", *ESTIMATORS)) != "auto":
         return estimator
+    if fused_residual.serve(at.score, at.x, form, "exact") is not None:
+        return "exact"
     return "exact" if at.dimension <= EXACT_DIVERGENCE and _twice(at) else "martingale"
 
 

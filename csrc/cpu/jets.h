@@ -23,7 +23,9 @@ struct Columns {
 };
 
 constexpr int slope_orders = 4;
-constexpr int jet_rows = lanes == 16 ? 6 : rows_together;
+
+// Sums of so many rows of a matrix and columns of jets fill the registers.
+constexpr int jet_rows = lanes == 16 ? 6 : rows_together, most_columns = lanes == 16 ? 4 : 3;
 
 template <class T>
 struct Workspace {
@@ -47,9 +49,12 @@ template <class T>
 void multiply(int64_t rows, int64_t columns, T* out, const T* in, const T* w, int64_t width, const T* other,
               int64_t first, int64_t last) {
   while (first < last) {
-    const int64_t left = last - first, at = first * lanes_of<T>;
-    const int P = int(std::min<int64_t>(left, 4));
-    const auto some = P == 1 ? some_columns<T, 1> : P == 2 ? some_columns<T, 2> : P == 3 ? some_columns<T, 3> : some_columns<T, 4>;
+    const int64_t left = last - first, parts = (left + most_columns - 1) / most_columns, at = first * lanes_of<T>;
+    const int P = int((left + parts - 1) / parts);
+    const auto some = P == 1   ? some_columns<T, 1>
+                      : P == 2 ? some_columns<T, 2>
+                      : P == 3 ? some_columns<T, 3>
+                               : some_columns<T, most_columns>;
     some(rows, columns, out + at, in + at, w, width, other ? other + at : nullptr);
     first += P;
   }
@@ -133,7 +138,7 @@ template <Activation kind, Ahead ahead>
 void slopes_of_rows(int64_t rows, const float* z, float* h, float* slopes, const Workspace<float>& at,
                     float parameter) {
   const float in = float(scale_in(kind, parameter)), out = float(scale_out(kind, parameter));
-  constexpr int together = lanes == 16 ? 4 : 2;
+  constexpr int together = 2;
   const int64_t width = at.width();
   int64_t r = 0;
   for (; r + together <= rows; r += together)
@@ -158,8 +163,8 @@ void slopes_of(Activation kind, int64_t rows, const float* z, float* h, float* s
 }
 
 template <Ahead ahead>
-void slopes_of(Activation kind, int64_t rows, const double* z, double* h, double* slopes,
-               const Workspace<double>& at, double parameter) {
+void slopes_of(Activation kind, int64_t rows, const double* z, double* h, double* slopes, const Workspace<double>& at,
+               double parameter) {
   constexpr int L = lanes_of<double>;
   const double in = scale_in(kind, parameter), out = scale_out(kind, parameter);
   for (int64_t r = 0; r < rows; ++r)
@@ -277,7 +282,8 @@ void back(int64_t rows, const T* z, const T* adjoint, T* out, bool adds, const T
   }
 }
 
-// ------------------------------------------------------------------------------------------------ gradients of matrices
+// ------------------------------------------------------------------------------------------------ gradients of
+// matrices
 
 #if defined(__AVX512F__)
 // 16 vectors, `from` apart, become 16 others, `to` apart: blocks of 4 x 4 are turned, then the square of blocks.
@@ -359,8 +365,7 @@ void outer_vectors(int64_t rows, T* gradient, int64_t padded, const T* adjoint, 
   int64_t r = 0;
   for (; r + R <= rows; r += R)
     outer_block<T, R, V>(gradient + r * padded, padded, adjoint + r * width, width, turned, points);
-  for (; r < rows; ++r)
-    outer_block<T, 1, V>(gradient + r * padded, padded, adjoint + r * width, width, turned, points);
+  for (; r < rows; ++r) outer_block<T, 1, V>(gradient + r * padded, padded, adjoint + r * width, width, turned, points);
 }
 
 // The same for a matrix of few columns: gradient[r][k][lane], to be added up by whoever reads it.

@@ -4,6 +4,7 @@
 // handled in blocks; a block covers a contiguous range of elements, also where a sample's last group is short.
 #include <algorithm>
 
+#include "jets.h"
 #include "levels.h"
 #include "noise.h"
 
@@ -178,7 +179,7 @@ void noise(float* out, Kind kind, const Noise& noise, int64_t samples, int64_t e
 }  // namespace
 
 extern const CpuKernels kernels;
-const CpuKernels kernels = {combine, noise, run_trajectory, run_residual, rows_together};
+const CpuKernels kernels = {combine, noise, run_trajectory, run_residual, rows_together, jet_rows};
 
 }  // namespace FPFAST_LEVEL
 }  // namespace fpfast

@@ -10,6 +10,7 @@ struct CpuKernels {
   void (*trajectory)(const Trajectory&, int threads);
   void (*residual)(const Residual&, int threads);
   int block_rows;  // rows of a matrix that are packed together
+  int jet_rows;    // the same for jets
 };
 
 #define FPFAST_DECLARE_LEVEL(name)                     \

@@ -147,7 +147,8 @@ inline Jet<double> exact_activation(Activation kind, double u, double parameter)
   };
   switch (kind) {
     case Activation::tanh: {
-      const double z = u / (2 * log2e), h = std::tanh(z), c = std::cosh(z), first = 1 / (c * c), second = -2 * h * first;
+      const double z = u / (2 * log2e), h = std::tanh(z), c = std::cosh(z), first = 1 / (c * c),
+                   second = -2 * h * first;
       return {h, first, second, first * (4 - 6 * first), second * (4 - 12 * first)};
     }
     case Activation::softplus: {
@@ -167,7 +168,8 @@ inline Jet<double> exact_activation(Activation kind, double u, double parameter)
       const Logistic s = logistic(k * z * (1 + cubic * z * z));
       const double s1 = s.first * w1, s2 = s.second * w1 * w1 + s.first * w2;
       const double s3 = s.third * w1 * w1 * w1 + 3 * s.second * w1 * w2 + s.first * w3;
-      const double s4 = s.fourth * w1 * w1 * w1 * w1 + 6 * s.third * w1 * w1 * w2 + s.second * (3 * w2 * w2 + 4 * w1 * w3);
+      const double s4 =
+          s.fourth * w1 * w1 * w1 * w1 + 6 * s.third * w1 * w1 * w2 + s.second * (3 * w2 * w2 + 4 * w1 * w3);
       return {z * s.value, s.value + z * s1, 2 * s1 + z * s2, 3 * s2 + z * s3, 4 * s3 + z * s4};
     }
     case Activation::elu: {

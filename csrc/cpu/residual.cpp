@@ -18,12 +18,12 @@ namespace {
 enum Coefficient { A, GAMMA, P, Q, P_RATE, Q_RATE, COEFFICIENTS };
 
 template <class T>
-class Tile16 {
+class PointTile {
  public:
   static constexpr int L = lanes_of<T>;
   using V = Vector<T>;
 
-  Tile16(const Residual& run, T* memory, T* gradient) : run_(run), gradient_(gradient) {
+  PointTile(const Residual& run, T* memory, T* gradient) : run_(run), gradient_(gradient) {
     const int64_t n = run.directions;
     space_.columns = {n, run.form == Form::potential ? 2 * n + 4 : run.form == Form::score ? 2 * n + 3 : n + 2};
     space_.jets = memory;
@@ -53,7 +53,7 @@ class Tile16 {
   }
 
  private:
-  bool wanted() const { return run_.upstream || run_.weight; }
+  bool wanted() const { return run_.gradient; }
   T* x(int64_t row, int64_t column) { return space_.jet(row) + column * L; }
   T* x_adjoint(int64_t row, int64_t column) { return space_.adjoint(row) + column * L; }
   T* y(int64_t row, int64_t column) { return space_.jet(run_.output + row) + column * L; }
@@ -238,9 +238,7 @@ class Tile16 {
       T *const out = space_.jet(i.out), *const a = space_.jet(i.a);
       T* const b = i.b == nothing ? nullptr : space_.jet(i.b);
       switch (i.op) {
-        case JetOp::linear:
-          multiply(i.rows, i.columns, out, a, weights + i.weights, width, b, first, last);
-          break;
+        case JetOp::linear: multiply(i.rows, i.columns, out, a, weights + i.weights, width, b, first, last); break;
         case JetOp::feature:
           for (const int64_t column : {int64_t(0), rate})
             if (column >= first && column < last) {
@@ -350,7 +348,7 @@ void run_all(const Residual& run, int threads) {
   double loss = 0;
 #pragma omp parallel num_threads(int(std::min<int64_t>(threads, chunks))) reduction(|| : short_of_memory)
   {
-    const int64_t memory = Tile16<T>::memory(run);
+    const int64_t memory = PointTile<T>::memory(run);
     const size_t bytes = size_t(memory + sums) * sizeof(T);
     T* workspace = static_cast<T*>(::operator new(bytes, std::align_val_t(64), std::nothrow));
     short_of_memory = workspace == nullptr;
@@ -360,7 +358,7 @@ void run_all(const Residual& run, int threads) {
       double part = 0;
       if (workspace) {
         std::fill_n(gradient, sums, T(0));
-        Tile16<T> tile(run, workspace, gradient);
+        PointTile<T> tile(run, workspace, gradient);
         for (int64_t v = n * chunk; v < std::min(vectors, (n + 1) * chunk); ++v) part += tile.points(v * L);
       }
 #pragma omp ordered
