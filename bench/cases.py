@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import fpfast
-from bench import arithmetic
+from bench import arithmetic, residual
 from bench.machine import Machine
-from bench.peers import compiled, eager, jaxjit
+from bench.peers import compiled, eager, jaxjit, residual_jax, residual_torch
+from bench.residual import Residual
 from bench.timing import Case, Run, Side
 from bench.trajectory import Build, Sampler, Trajectory, check_noise, check_without_noise, fastest, fpfast_sampler
 from fpfast import _native, fused, ops
@@ -260,8 +261,51 @@ def interleaved(settings: Settings) -> Iterator[Case]:
     yield Case("interleaved", "256-256-256 on 4096 samples, combine", sides, "ms", 10, 1e3, bases=bases)
 
 
+# ------------------------------------------------------------------------------------------------ residuals
+
+
+def training(settings: Settings) -> Iterator[Case]:
+    """A step of training with the residual: the loss and its gradients by all parameters."""
+    wide = MLP(10, [256] * 4, activation="tanh", potential=True)
+    problems = {
+        "3-80-80-80-1 softplus:100, OU": (_authors_score(settings), "softplus:100", 50_000),
+        "11-256-256-256-256-1 tanh, VP": (fpfast.Score(wide, fpfast.VP(), "potential"), "tanh", 4_000),
+    }
+    for name, (score, activation, points) in problems.items():
+        cast(nn.Module, score.net).requires_grad_(True)
+        problem = Residual(score, activation, 1_000 if settings.quick else points)
+        hessian, by_hand = (residual_jax.candidates(problem, kind, settings.quick) for kind in (True, False))
+        flushed = {
+            name: partial(_flushed_step, settings.machine, build)
+            for name, build in residual_torch.candidates(problem, settings.quick).items()
+        }
+        sides: dict[str, Side] = {
+            "fpfast": partial(residual.fpfast_step, problem),
+            "torch eager": partial(residual.nested, problem),
+            "torch.compile": partial(residual.fastest, problem, flushed),
+            "jax, Hessian": partial(residual.fastest, problem, hessian),
+            "jax": partial(residual.fastest, problem, by_hand),
+        }
+        yield Case(
+            "training", f"{name}, {problem.points} points", sides, "us/point", problem.points, 1e6, problem.flops
+        )
+
+
+def _flushed_step(machine: Machine, build: Callable[[Residual], residual.Step], problem: Residual) -> residual.Step:
+    step = build(problem)
+
+    def flushed() -> tuple[Tensor, list[Tensor]]:
+        machine.flush_denormals(True)
+        try:
+            return step()
+        finally:
+            machine.flush_denormals(False)
+
+    return flushed
+
+
 GROUPS: dict[str, Callable[[Settings], Iterator[Case]]] = {
-    group.__name__: group for group in (authors, small, combine, normal, interleaved, levels, widths)
+    group.__name__: group for group in (authors, small, combine, normal, interleaved, levels, widths, training)
 }
 
 

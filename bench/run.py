@@ -24,7 +24,10 @@ from bench import report
 from bench.machine import Machine, cores, processor
 from bench.timing import Row, measure
 
-SUITES = {"cpu-engine": ("authors", "small", "combine", "normal", "interleaved", "levels", "widths")}
+SUITES = {
+    "cpu-engine": ("authors", "small", "combine", "normal", "interleaved", "levels", "widths"),
+    "residual": ("training",),
+}
 RESULTS = Path(__file__).with_name("results")
 
 

@@ -174,7 +174,7 @@ def test_numbers_of_points(case, n):
 
 
 class Everything(nn.Module):
-    """Residual additions, a factor that is learned, learned features of time at two depths, a value used three times."""
+    """Residual additions, a learned factor, learned features of time at two depths, a value used three times."""
 
     def __init__(self, dimension, width, outputs, learned=True):
         super().__init__()
@@ -361,7 +361,7 @@ def test_bad_arguments():
             call(score, x, t, form="log_density", estimator="hutchinson", probes=0)
         with pytest.raises(ValueError, match="distribution"):
             call(score, x, t, form="log_density", estimator="hutchinson", distribution="cauchy")
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="x: expected shape"):
             call(score, torch.randn(40, 3), t, form="log_density")
     with torch.no_grad():
         next(module_of(score).parameters())[0, 0] = float("nan")
@@ -384,7 +384,7 @@ def test_native_calls_check_their_programs(monkeypatch):
     arguments["samples"] = 0
 
     def refused(**changed):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=r"program|workspace|form|directions|number|probes|out of range"):
             original(level, {**arguments, **changed}, 1)
 
     original(level, arguments, 1)

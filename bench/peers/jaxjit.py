@@ -52,11 +52,11 @@ ACTIVATIONS: dict[str, Callable[[jax.Array, float], tuple[jax.Array, jax.Array]]
 }
 
 
-def _jax(x: Tensor) -> jax.Array:
+def from_torch(x: Tensor) -> jax.Array:
     return jnp.asarray(x.detach().float().numpy())
 
 
-class _Devices:
+class Devices:
     """The first ``count`` devices. Arrays in them are cut along their first dimension."""
 
     def __init__(self, count: int) -> None:
@@ -80,7 +80,7 @@ class _Devices:
 def _score(problem: Trajectory) -> Callable[[jax.Array, jax.Array], jax.Array]:
     name, _, parameter = problem.activation.partition(":")
     act, beta = ACTIVATIONS[name], float(parameter or 1)
-    layers = [(_jax(weight), _jax(bias)) for weight, bias in problem.layers]
+    layers = [(from_torch(weight), from_torch(bias)) for weight, bias in problem.layers]
 
     def score(x: jax.Array, bias: jax.Array) -> jax.Array:
         h, slopes = x, []
@@ -99,7 +99,7 @@ def _score(problem: Trajectory) -> Callable[[jax.Array, jax.Array], jax.Array]:
 
 
 def sampler(problem: Trajectory, *, tile: int, devices: int, draws: bool) -> Sampler:
-    where, score, biases = _Devices(devices), _score(problem), _jax(problem.biases)
+    where, score, biases = Devices(devices), _score(problem), from_torch(problem.biases)
     share = (problem.batch // devices, problem.dimension)
     tile = min(tile, share[0])
     tiles = (share[0] // tile, tile, share[1])
@@ -127,8 +127,8 @@ def sampler(problem: Trajectory, *, tile: int, devices: int, draws: bool) -> Sam
     start_all = where.jit(prior, SPLIT)
 
     def prepare(start: Tensor | None, noise: float) -> Run:
-        rows = _jax(problem.rows(noise))
-        x = None if start is None else where.put(_jax(start))
+        rows = from_torch(problem.rows(noise))
+        x = None if start is None else where.put(from_torch(start))
         seeds, keys = where.keys(0), where.keys(1)
         return lambda: run_all(start_all(seeds) if x is None else x, rows, keys).block_until_ready()
 
@@ -152,9 +152,9 @@ def combine(x: Tensor, s: Tensor, c: tuple[float, float, float], *, devices: int
     def update(x: jax.Array, s: jax.Array, key: jax.Array) -> jax.Array:
         return c[0] * x + c[1] * s + c[2] * jax.random.normal(key[0], x.shape)
 
-    where = _Devices(devices)
+    where = Devices(devices)
     call = where.jit(update, SPLIT, SPLIT, SPLIT, donate_argnums=0)
-    state, other, keys = where.put(_jax(x).copy()), where.put(_jax(s)), where.keys(0)
+    state, other, keys = where.put(from_torch(x).copy()), where.put(from_torch(s)), where.keys(0)
 
     def run() -> jax.Array:
         nonlocal state
@@ -168,7 +168,7 @@ def normal(shape: tuple[int, int], *, devices: int) -> Run:
     def draw(key: jax.Array) -> jax.Array:
         return jax.random.normal(key[0], (shape[0] // devices, shape[1]))
 
-    where = _Devices(devices)
+    where = Devices(devices)
     call, keys = where.jit(draw, SPLIT), where.keys(0)
     return lambda: call(keys).block_until_ready()
 
