@@ -283,7 +283,8 @@ def training(settings: Settings) -> Iterator[Case]:
             "fpfast": partial(residual.fpfast_step, problem),
             "torch eager": partial(residual.nested, problem),
             "torch.compile": partial(residual.fastest, problem, flushed),
-            "jax, Hessian": partial(residual.fastest, problem, hessian),
+            "jax, Hessian": partial(residual.fastest, problem, {"whole batch": residual_jax.whole_batch}),
+            "jax, Hessian, tiles": partial(residual.fastest, problem, hessian),
             "jax": partial(residual.fastest, problem, by_hand),
         }
         yield Case(

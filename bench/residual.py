@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import fpfast
 from bench.gates import SLACK, GateError
@@ -69,6 +70,9 @@ class Residual:
     def autograd(self, dtype: torch.dtype) -> Step:
         """As Deveney et al. (arXiv 2311.15996) do it: derivatives of derivatives by autograd."""
         net = copy.deepcopy(self.net).to(dtype)
+        name, _, parameter = self.activation.partition(":")
+        if name == "softplus":  # torch's, which is what one takes
+            net.activation = partial(functional.softplus, beta=float(parameter or 1))
         x, t = (v.to(dtype, copy=True).requires_grad_() for v in (self.x, self.t))
         a, gamma = (c.to(dtype) for c in self.coefficients)
         parameters = list(net.parameters())

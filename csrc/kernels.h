@@ -148,7 +148,7 @@ struct Residual {
   int64_t samples;
   const void *x, *feature_values, *feature_rates;  // [samples, d], [samples, feature_count]
   const void* probes;                              // [directions, samples, d], or null: the units
-  const void* coef;      // [samples, 6]: a, g^2 / 2, p, q, dp/dt, dq/dt of s = p x + q y; of a potential [samples, 2]
+  const void* coef;      // [6, samples]: a, g^2 / 2, p, q, dp/dt, dq/dt of s = p x + q y; of a potential [2, samples]
   void* value;           // the residual, [samples] or [samples, d]; may be null
   const void* upstream;  // what its gradient is multiplied by, shaped like it; or
   const void* weight;    // [samples], the loss is sum weight |residual|^2; null where neither is wanted

@@ -188,16 +188,13 @@ class FusedResidual:
         return pull_back(list(features), [a.double() for a in adjoints], self.parameters)
 
     def _coefficients(self, t: Tensor) -> Tensor:
-        """(a, g^2 / 2) of each time, and for a score s = p x + q y also p, q, dp/dt, dq/dt; [B, 2] or [B, 6]."""
+        """(a, g^2 / 2) of each time, and for a score s = p x + q y also p, q, dp/dt, dq/dt; [2, B] or [6, B]."""
         sde = self.score.sde
         rows = [sde.a(t), sde.g2(t) / 2]
         if self.score.predicts != "potential":
             values, slopes = torch.func.jvp(self.score.affine, (t,), (torch.ones_like(t),))[:2]
             rows += [*values, *slopes]
-        out = torch.empty(len(t), len(rows), dtype=self.dtype)
-        for k, row in enumerate(rows):
-            out[:, k] = row
-        return out
+        return torch.stack([row.to(self.dtype) for row in rows])
 
 
 def _directions(probes: Probes, start: int, count: int) -> Tensor:

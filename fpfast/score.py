@@ -143,9 +143,12 @@ class Score:
             raise bad("t", f"a number or shape ({x.shape[0]},)", tuple(t.shape))
         top = self.sde.T * (1 + 1e-6)  # a T that was rounded to float32 on its way here is still T
         seen = t.detach()
-        if t.numel() and not (float(seen.min()) >= 0 and float(seen.max()) <= top):
-            raise bad("t", f"times in [0, {self.sde.T}]", f"[{float(seen.min())}, {float(seen.max())}]")
-        t = t - (seen - self.sde.T).clamp(min=0)  # a clamp of t itself would lose its derivative
+        if t.numel():
+            least, most = map(float, seen.aminmax())
+            if not (least >= 0 and most <= top):
+                raise bad("t", f"times in [0, {self.sde.T}]", f"[{least}, {most}]")
+            if most > self.sde.T:
+                t = t - (seen - self.sde.T).clamp(min=0)  # a clamp of t itself would lose its derivative
         return t.expand(x.shape[0])
 
     def combine(self, outputs: tuple[Tensor, ...], x: Tensor, t: Tensor) -> Tensor:

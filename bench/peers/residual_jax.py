@@ -117,6 +117,11 @@ def step(problem: Residual, *, loss: Callable[[Residual], Callable[..., jax.Arra
     return run
 
 
+def whole_batch(problem: Residual) -> Step:
+    """The Hessian of all points at once, on one device: what comes out if one writes nothing but the formula."""
+    return step(problem, loss=_of_hessian, tile=problem.points, devices=1)
+
+
 def candidates(problem: Residual, hessian: bool, few: bool) -> dict[str, Callable[[Residual], Step]]:
     found: dict[str, Callable[[Residual], Step]] = {}
     loss = _of_hessian if hessian else _by_hand

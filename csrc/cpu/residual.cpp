@@ -76,7 +76,8 @@ class PointTile {
     const int64_t d = run_.dimension, n = run_.directions, features = run_.feature_count;
     const bool carries = run_.form == Form::score;  // the rate is d_t alone
     const int coefficients = carries ? COEFFICIENTS : P;
-    for (int k = 0; k < coefficients; ++k) store(coef_[k], gather(run_.coef, coefficients, k));
+    for (int k = 0; k < coefficients; ++k)
+      store(coef_[k], gather(static_cast<const T*>(run_.coef) + k * run_.samples, 1, 0));
     store(space_.curvature, carries ? V{} : T(run_.share) * coef(GAMMA));
     std::fill_n(space_.jet(0), d * space_.width(), T(0));
     for (int64_t r = 0; r < d; ++r) {
@@ -337,7 +338,7 @@ class PointTile {
 };
 
 // Vectors a chunk: a chunk's gradient is added to the others' in float64, which should cost little beside its points.
-int64_t chunk_of(int64_t vectors) { return std::clamp<int64_t>(vectors / 64, 1, 64); }
+int64_t chunk_of(int64_t vectors) { return std::clamp<int64_t>(vectors / 128, 1, 64); }
 
 template <class T>
 void run_all(const Residual& run, int threads) {
