@@ -58,7 +58,7 @@ void cpu_residual(const std::string& level, const py::dict& arguments, int threa
   run.program = static_cast<const JetInstruction*>(pointer("program")), run.instructions = number("instructions");
   run.weights = pointer("weights");
   run.dimension = number("dimension"), run.directions = number("directions");
-  run.share = arguments["share"].cast<double>();
+  run.share = arguments["share"].cast<double>(), run.scale = arguments["scale"].cast<double>();
   run.output = number("output"), run.outputs = number("outputs"), run.output_adjoint = number("output_adjoint");
   run.features = number("features"), run.feature_count = number("feature_count");
   run.features_adjoint = number("features_adjoint");
@@ -82,9 +82,7 @@ void cpu_residual(const std::string& level, const py::dict& arguments, int threa
       run.samples == 0 || (run.x && run.coef && (run.feature_count == 0 || (run.feature_values && run.feature_rates))),
       "a pointer is null");
   require(run.probes || run.directions == run.dimension, "directions: expected d, or probes");
-  require(!(run.upstream && run.weight), "upstream, weight: expected one of them");
-  require(!run.gradient || run.upstream || run.weight, "gradient: expected upstream or weight");
-  require(!run.weight || run.loss, "loss: expected a number");
+  require(!run.gradient || run.upstream || run.loss, "gradient: expected upstream or a loss");
   require(!run.feature_adjoints == !run.rate_adjoints && (!run.feature_adjoints || run.features_adjoint != nothing),
           "feature_adjoints: expected rows for them");
   check(run, number("weight_count"));

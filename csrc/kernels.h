@@ -150,10 +150,11 @@ struct Residual {
   const void* probes;                              // [directions, samples, d], or null: the units
   const void* coef;      // [6, samples]: a, g^2 / 2, p, q, dp/dt, dq/dt of s = p x + q y; of a potential [2, samples]
   void* value;           // the residual, [samples] or [samples, d]; may be null
-  const void* upstream;  // what its gradient is multiplied by, shaped like it; or
-  const void* weight;    // [samples], the loss is sum weight |residual|^2; null where neither is wanted
-  double* loss;          // added to
-  double* gradient;      // [gradient_count], of the loss or of sum upstream residual, added to; may be null
+  const void* upstream;  // [samples] or [samples, d]: what the gradient is of is sum upstream . residual; or, if null,
+  const void* weight;    // the loss, scale sum weight |residual|^2, [samples], or scale sum |residual|^2
+  double scale;
+  double* loss;      // added to; may be null
+  double* gradient;  // [gradient_count], added to; may be null
   int64_t gradient_count;
   void *feature_adjoints, *rate_adjoints;  // [samples, feature_count]; may be null
 };

@@ -103,7 +103,12 @@ class Fused:
         self._answers = {}
 
     def _check_finite(self) -> None:
-        for name, parameter in self.net.named_parameters():
+        held = dict(self.net.named_parameters())
+        if not held or bool(
+            torch.cat([parameter.detach().reshape(-1) for parameter in held.values()]).isfinite().all()
+        ):
+            return
+        for name, parameter in held.items():
             if not bool(parameter.isfinite().all()):
                 self._tensors = []  # so that the refusal is repeated by the next refresh
                 raise bad("net", "finite parameters", f"NaN or infinity in {name!r}")

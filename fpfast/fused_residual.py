@@ -84,19 +84,29 @@ class FusedResidual:
 
         Where gradients are enabled it has a graph to the parameters; its way back runs the network again.
         """
-        return _Values.apply(self, x.detach(), t.detach(), probes, *self.parameters)
+        x, t = x.detach(), t.detach()
+        value = torch.empty(x.shape if self.form.vector else x.shape[:1], dtype=x.dtype)
+        self.run(x, t, probes, value=value)
 
-    def loss(self, x: Tensor, t: Tensor, probes: Probes | None, weighting: Weighting) -> Tensor:
-        """The mean of weighting(sde, t) |residual|^2 over the points; its gradients are made in the same pass."""
-        wanted = torch.is_grad_enabled()
-        arguments = self, x.detach(), t.detach(), probes, weighting, wanted
-        return _Loss.apply(*arguments, *self.parameters)
+        def pull_back(upstream: Tensor) -> list[Tensor]:
+            return self.run(x, t, probes, upstream=upstream)[1]
+
+        return _Graph.apply(value, pull_back, *self.parameters)
+
+    def loss(self, x: Tensor, t: Tensor, probes: Probes | None, weighting: Weighting | None) -> Tensor:
+        """The mean of weighting(sde, t) |residual|^2 over the points; its gradients are made in the same pass.
+
+        No weighting stands for 1.
+        """
+        wanted = torch.is_grad_enabled() and bool(self.parameters)
+        loss, gradients = self.run(x.detach(), t.detach(), probes, weighting=weighting, gradient_of_loss=wanted)
+        return _Graph.apply(loss[0].to(x.dtype), lambda upstream: [upstream * g for g in gradients], *self.parameters)
 
     def regulariser(
         self,
         x: Tensor,
         t: Tensor,
-        weighting: Weighting,
+        weighting: Weighting | None,
         unbiased: bool,
         probes: int,
         seed: Tensor,
@@ -109,33 +119,37 @@ class FusedResidual:
         if not unbiased:
             return self.loss(x, t, drawn.some(0, probes), weighting)
         product = self.values(x, t, drawn.some(0, probes)) * self.values(x, t, drawn.some(probes, probes))
-        weight = weighting(self.score.sde, self._times(x, t)).to(x.dtype)
-        return (weight * product.reshape(len(x), -1).sum(1)).mean()
+        squares = product.reshape(len(x), -1).sum(1)
+        if weighting is not None:
+            squares = weighting(self.score.sde, self._times(x, t)).to(x.dtype) * squares
+        return squares.mean()
 
     def _times(self, x: Tensor, t: Tensor) -> Tensor:
         return self.score.times(x, t.to(x.dtype))  # a float32 network sees float32 times
 
+    @torch.no_grad()
     def run(
         self,
         x: Tensor,
         t: Tensor,
         probes: Probes | None,
-        wanted: bool,
         *,
         value: Tensor | None = None,
         upstream: Tensor | None = None,
         weighting: Weighting | None = None,
+        gradient_of_loss: bool = False,
     ) -> tuple[Tensor, list[Tensor]]:
-        """Fills in the value. Returns the loss, if there is a weighting, and gradients of the parameters, if wanted."""
+        """Fills in the value. Returns the loss and, if wanted, the parameters' gradients, its or of upstream . value."""
         if t.ndim and t.shape != x.shape[:1]:
             raise bad("t", f"a number or shape ({len(x)},)", tuple(t.shape))
         loss = torch.zeros(1, dtype=torch.float64)
+        wanted = gradient_of_loss or upstream is not None
         gradient = torch.zeros(self.jets.gradient_count, dtype=torch.float64) if wanted else None
         of_features: list[Tensor] = []
         for start in range(0, len(x), POINTS):
             part = slice(start, start + POINTS)
             points, times = x[part], self._times(x[part], t[part] if t.ndim else t)
-            weight = None if weighting is None else weighting(self.score.sde, times) / len(x)
+            weight = None if weighting is None else weighting(self.score.sde, times)
             outside = {
                 "probes": None if probes is None else _directions(probes, start, len(points)),
                 "value": None if value is None else value[part],
@@ -144,14 +158,14 @@ class FusedResidual:
                 "loss": loss,
                 "gradient": gradient,
             }
-            found = self._part(points, times, outside)
+            found = self._part(points, times, outside, 1 / len(x))
             of_features = [a + b for a, b in zip(of_features, found, strict=True)] if of_features else found
         if gradient is None:
             return loss, []
         found = self.jets.backward(gradient, self.constants, self.parameters)
         return loss, [a + b for a, b in zip(found, of_features, strict=True)] if of_features else found
 
-    def _part(self, x: Tensor, t: Tensor, outside: dict[str, Tensor | None]) -> list[Tensor]:
+    def _part(self, x: Tensor, t: Tensor, outside: dict[str, Tensor | None], scale: float) -> list[Tensor]:
         """One native call. Returns the gradients that go to the parameters by way of learned features of time."""
         jets = self.jets
         learned = jets.learned and outside["gradient"] is not None
@@ -180,6 +194,7 @@ class FusedResidual:
                 "weight_count": len(self.weights),
                 "directions": directions,
                 "share": 1.0 if probes is None else 1.0 / directions,
+                "scale": scale,
                 "samples": len(x),
             },
         )
@@ -194,7 +209,10 @@ class FusedResidual:
         if self.score.predicts != "potential":
             values, slopes = torch.func.jvp(self.score.affine, (t,), (torch.ones_like(t),))[:2]
             rows += [*values, *slopes]
-        return torch.stack([row.to(self.dtype) for row in rows])
+        out = torch.empty(len(rows), len(t), dtype=self.dtype)
+        for place, row in zip(out, rows, strict=True):
+            place.copy_(row)
+        return out
 
 
 def _directions(probes: Probes, start: int, count: int) -> Tensor:
@@ -202,38 +220,15 @@ def _directions(probes: Probes, start: int, count: int) -> Tensor:
     return torch.stack([v[start : start + count] for v in probes]).contiguous()
 
 
-class _Values(torch.autograd.Function):
+class _Graph(torch.autograd.Function):
+    """A value that is there already, and how to get its gradients by the parameters."""
+
     @staticmethod
-    def forward(ctx: Any, run: FusedResidual, x: Tensor, t: Tensor, probes: Probes | None, *_: Tensor) -> Tensor:
-        ctx.arguments = run, x, t, probes
-        value = torch.empty(x.shape if run.form.vector else x.shape[:1], dtype=x.dtype)
-        run.run(x, t, probes, False, value=value)
-        return value
+    def forward(ctx: Any, value: Tensor, pull_back: Callable[[Tensor], list[Tensor]], *_: Tensor) -> Tensor:
+        ctx.pull_back = pull_back
+        return value.view_as(value)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        run, x, t, probes = ctx.arguments
-        _, gradients = run.run(x, t, probes, True, upstream=upstream)
-        return None, None, None, None, *gradients
-
-
-class _Loss(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        run: FusedResidual,
-        x: Tensor,
-        t: Tensor,
-        probes: Probes | None,
-        weighting: Weighting,
-        wanted: bool,
-        *parameters: Tensor,
-    ) -> Tensor:
-        loss, ctx.gradients = run.run(x, t, probes, wanted and bool(parameters), weighting=weighting)
-        return loss[0].to(x.dtype)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        return None, None, None, None, None, None, *(upstream * g for g in ctx.gradients)
+        return None, None, *ctx.pull_back(upstream)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fpfast.assemble import ACTIVATIONS, NOTHING, Rows
 from fpfast.program import Activate, Add, Bias, Constant, Input, Linear, Scale, Term, Value, order
@@ -217,8 +218,9 @@ class Jets:
         if not self.terms:
             empty = torch.zeros(len(t), 0, dtype=torch.float64)
             return empty, empty
-        values, rates = torch.func.jvp(self._features, (t,), (torch.ones_like(t),))[:2]
-        return values, rates
+        with forward_ad.dual_level():
+            found = forward_ad.unpack_dual(self._features(forward_ad.make_dual(t, torch.ones_like(t))))
+        return found.primal, torch.zeros_like(found.primal) if found.tangent is None else found.tangent
 
     def _features(self, t: Tensor) -> Tensor:
         return torch.cat([term.compute(t) for term in self.terms], dim=1)

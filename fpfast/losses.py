@@ -129,7 +129,8 @@ def fp_regulariser(
     key("estimator", estimator, ("auto", *ESTIMATORS))
     engine = fused_residual.serve(score, x, form, "exact" if estimator == "auto" else estimator, True)
     if engine is not None:
-        return engine.regulariser(x, t, weight, unbiased, integer("probes", probes, 1), seeds, distribution)
+        given = None if weighting == "uniform" else weight
+        return engine.regulariser(x, t, given, unbiased, integer("probes", probes, 1), seeds, distribution)
     at = Points(score, x, score.times(x, t), True, h)
     name = pick(estimator, form, at)
     both = 2 if unbiased and name != "exact" else 1

@@ -379,7 +379,7 @@ def test_native_calls_check_their_programs(monkeypatch):
     engine = fused_residual.serve(score, x, "log_density", "exact")
     seen, original = [], _native.cpu_residual
     monkeypatch.setattr(_native, "cpu_residual", lambda *args: seen.append(args) or original(*args))
-    engine.run(x, t, None, False, value=torch.empty(len(x)))
+    engine.run(x, t, None, value=torch.empty(len(x)))
     ((level, arguments, _),) = seen
     arguments["samples"] = 0
 

@@ -102,9 +102,20 @@ class PointTile {
   // R and what a loss of it asks of its adjoint.
   double finish(V residual, V& adjoint) {
     if (run_.value) scatter(run_.value, 1, 0, residual);
-    if (run_.upstream) adjoint = gather(run_.upstream, 1, 0, true);
-    if (!run_.weight) return 0;
-    const V weighted = gather(run_.weight, 1, 0, true) * residual;
+    if (run_.upstream) {
+      adjoint = gather(run_.upstream, 1, 0, true);
+      return 0;
+    }
+    return of_square(residual, adjoint);
+  }
+
+  // scale weight residual^2, summed, and its derivative.
+  double of_square(V residual, V& adjoint) {
+    if (!run_.loss) return 0;
+    V weight{};
+    for (int64_t k = 0; k < count_; ++k) weight[k] = T(run_.scale);
+    if (run_.weight) weight *= gather(run_.weight, 1, 0);
+    const V weighted = weight * residual;
     adjoint = weighted + weighted;
     double loss = 0;
     for (int k = 0; k < L; ++k) loss += double(weighted[k]) * double(residual[k]);
@@ -156,13 +167,11 @@ class PointTile {
   double finish_row(int64_t row, V residual) {
     V adjoint{};
     if (run_.value) scatter(run_.value, run_.dimension, row, residual);
-    if (run_.upstream) adjoint = gather(run_.upstream, run_.dimension, row, true);
     double loss = 0;
-    if (run_.weight) {
-      const V weighted = gather(run_.weight, 1, 0, true) * residual;
-      adjoint = weighted + weighted;
-      for (int k = 0; k < L; ++k) loss += double(weighted[k]) * double(residual[k]);
-    }
+    if (run_.upstream)
+      adjoint = gather(run_.upstream, run_.dimension, row, true);
+    else
+      loss = of_square(residual, adjoint);
     if (wanted()) store(x(row, space_.columns.along_e()), adjoint);
     return loss;
   }
