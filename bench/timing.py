@@ -13,7 +13,6 @@ Run = Callable[[], Any]
 # Prepares a side: builds, compiles and checks it. Returns the run to be timed and a remark on how it was built.
 Side = Callable[[], tuple[Run, str]]
 
-SHORTEST = 0.02  # seconds; a run that takes less is repeated within one sample
 PAUSE = 0.05  # for what the side before leaves to other threads: JAX gives 256 MiB back after it has returned
 
 
@@ -29,6 +28,7 @@ class Case:
     scale: float = 1e9  # units in a second
     flops: float = 0.0  # per count, where a share of the peak means something
     bases: tuple[tuple[str, ...], ...] = (("fpfast",),)  # sides that ratios refer to; of several, the sum
+    shortest: float = 0.02  # seconds of a sample: a run that takes less is repeated within it
 
 
 @dataclass
@@ -64,8 +64,8 @@ def measure(case: Case, threads: int, repeats: int, peak: float) -> list[Row]:
         for side, run in runs.items():
             time.sleep(PAUSE)
             took = seconds(run, times[side])
-            if not rows[side].samples and took < SHORTEST:
-                times[side] = math.ceil(SHORTEST / took)
+            if not rows[side].samples and took < case.shortest:
+                times[side] = math.ceil(case.shortest / took)
                 took = seconds(run, times[side])
             rows[side].samples.append(took / case.count * case.scale)
     for row in rows.values():

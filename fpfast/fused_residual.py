@@ -139,7 +139,7 @@ class FusedResidual:
         weighting: Weighting | None = None,
         gradient_of_loss: bool = False,
     ) -> tuple[Tensor, list[Tensor]]:
-        """Fills in the value. Returns the loss and, if wanted, the parameters' gradients, its or of upstream . value."""
+        """Fills in the value. Returns the loss and, if wanted, the gradients of the parameters: its, or upstream's."""
         if t.ndim and t.shape != x.shape[:1]:
             raise bad("t", f"a number or shape ({len(x)},)", tuple(t.shape))
         loss = torch.zeros(1, dtype=torch.float64)
