@@ -205,13 +205,14 @@ class FusedResidual:
     def _coefficients(self, t: Tensor) -> Tensor:
         """(a, g^2 / 2) of each time, and for a score s = p x + q y also p, q, dp/dt, dq/dt; [2, B] or [6, B]."""
         sde = self.score.sde
-        rows = [sde.a(t), sde.g2(t) / 2]
+        rows = [sde.a(t), sde.g2(t)]
         if self.score.predicts != "potential":
             values, slopes = torch.func.jvp(self.score.affine, (t,), (torch.ones_like(t),))[:2]
             rows += [*values, *slopes]
         out = torch.empty(len(rows), len(t), dtype=self.dtype)
         for place, row in zip(out, rows, strict=True):
             place.copy_(row)
+        out[1] /= 2  # exact
         return out
 
 

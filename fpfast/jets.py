@@ -223,7 +223,8 @@ class Jets:
         return found.primal, torch.zeros_like(found.primal) if found.tangent is None else found.tangent
 
     def _features(self, t: Tensor) -> Tensor:
-        return torch.cat([term.compute(t) for term in self.terms], dim=1)
+        found = [term.compute(t) for term in self.terms]
+        return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
     def numbers(self) -> dict[str, int]:
         """Sizes and places, by their names in csrc/kernels.h."""

@@ -5,6 +5,7 @@
 // order, in float64: a gradient has the same bits for every number of threads.
 #include <memory>
 #include <new>
+#include <vector>
 
 #include "jets.h"
 #include "levels.h"
@@ -346,13 +347,23 @@ class PointTile {
   alignas(64) T coef_[COEFFICIENTS][L];
 };
 
-// Vectors a chunk: a chunk's gradient is added to the others' in float64, which should cost little beside its points.
-int64_t chunk_of(int64_t vectors) { return std::clamp<int64_t>(vectors / 128, 1, 64); }
+// Where chunks of vectors begin, and the end. Large ones first, because a chunk's gradient is added to the others' in
+// float64, which should cost little beside its points; small ones last, so that threads end together.
+std::vector<int64_t> chunks_of(int64_t vectors) {
+  std::vector<int64_t> starts = {0};
+  while (starts.back() < vectors) {
+    const int64_t left = vectors - starts.back();
+    starts.push_back(starts.back() + std::min(left, std::clamp<int64_t>(left / 32, 4, 64)));
+  }
+  return starts;
+}
 
 template <class T>
 void run_all(const Residual& run, int threads) {
   constexpr int64_t L = lanes_of<T>;
-  const int64_t vectors = (run.samples + L - 1) / L, chunk = chunk_of(vectors), chunks = (vectors + chunk - 1) / chunk;
+  const int64_t vectors = (run.samples + L - 1) / L;
+  const std::vector<int64_t> starts = chunks_of(vectors);
+  const int64_t chunks = int64_t(starts.size()) - 1;
   const int64_t sums = run.gradient ? run.gradient_count : 0;
   bool short_of_memory = false;
   double loss = 0;
@@ -369,7 +380,7 @@ void run_all(const Residual& run, int threads) {
       if (workspace) {
         std::fill_n(gradient, sums, T(0));
         PointTile<T> tile(run, workspace, gradient);
-        for (int64_t v = n * chunk; v < std::min(vectors, (n + 1) * chunk); ++v) part += tile.points(v * L);
+        for (int64_t v = starts[n]; v < starts[n + 1]; ++v) part += tile.points(v * L);
       }
 #pragma omp ordered
       {
