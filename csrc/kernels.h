@@ -30,6 +30,18 @@ struct Combine {
   int64_t samples, elements;
 };
 
+// What residuals are made of by differences and by random probes v; all arrays are float32, [samples, elements] where
+// nothing else is said. Every sample's sum is made in one order, whatever the threads.
+struct Probed {
+  float* out;              // of pair [2, samples, elements], of the others [samples, ...]
+  float* norms;            // of defect: |out|^2 [samples]
+  const float *x, *y, *z;  // operands
+  const float* coef;       // [samples, 3] of pair, [samples, 2] of defect and product, [samples] of probe_times
+  Kind kind;               // of v
+  Noise noise;
+  int64_t samples, elements;
+};
+
 // A network is a straight-line program on values of `rows` numbers a sample; a value is named by its first row in the
 // workspace. Programs are written by fpfast/program.py.
 enum class Op : int64_t {

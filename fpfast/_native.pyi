@@ -16,6 +16,25 @@ def cpu_noise(
     elements: int,
     threads: int,
 ) -> None: ...
+def cpu_probed(
+    level: str,
+    op: str,
+    out: int,
+    norms: int,
+    x: int,
+    y: int,
+    z: int,
+    coef: int,
+    kind: int,
+    seeds: int,
+    seeds_per_sample: bool,
+    first_sample: int,
+    stream: int,
+    draw: int,
+    samples: int,
+    elements: int,
+    threads: int,
+) -> None: ...
 def cpu_combine(
     level: str,
     out: int,

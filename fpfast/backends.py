@@ -1,7 +1,7 @@
 """Who does the arithmetic: the table of backends and the rule that picks one.                              BACKENDS
 
-A backend is an object with ``noise(out, kind, key)`` and ``combine(out, operands, coef, key)``; all have the signatures
-of :mod:`fpfast.reference`.
+A backend is an object with functions that have the names and signatures of those in :mod:`fpfast.reference`, of all of
+them or of some.
 """
 
 from __future__ import annotations
@@ -28,13 +28,24 @@ class Kernels(Protocol):
 
     def combine(self, out: Tensor, operands: list[Tensor], coef: Tensor, key: Key | None) -> None: ...
 
+    def pair(self, out: Tensor, x: Tensor, y: Tensor, coef: Tensor, kind: str, key: Key) -> None: ...
+
+    def defect(self, out: Tensor, norms: Tensor, x: Tensor, pair: Tensor, coef: Tensor) -> None: ...
+
+    def product(self, out: Tensor, x: Tensor, pair: Tensor, other: Tensor, coef: Tensor) -> None: ...
+
+    def probe_dot(self, out: Tensor, x: Tensor, kind: str, key: Key) -> None: ...
+
+    def probe_times(self, out: Tensor, coef: Tensor, kind: str, key: Key) -> None: ...
+
 
 @dataclass(frozen=True)
 class Backend:
     devices: tuple[str, ...]  # torch device types; empty: any
     dtypes: tuple[torch.dtype, ...]  # of the state
     missing: Callable[[], str | None]  # what stands in the way on this machine, and the command that mends it
-    load: Callable[[], Kernels]
+    load: Callable[[], Any]
+    ops: tuple[str, ...]  # what it has
 
 
 def _native_error() -> str | None:
@@ -70,36 +81,38 @@ def _no_triton() -> str | None:
     return None if torch.cuda.is_available() else NO_DEVICE
 
 
-def _load_reference() -> Kernels:
+def _load_reference() -> Any:
     from fpfast import reference
 
     return reference
 
 
-def _load_cpu() -> Kernels:
+def _load_cpu() -> Any:
     from fpfast.native import Cpu
 
     return Cpu()
 
 
-def _load_cuda() -> Kernels:
+def _load_cuda() -> Any:
     from fpfast.native import Cuda
 
     return Cuda()
 
 
-def _load_triton() -> Kernels:
+def _load_triton() -> Any:
     from fpfast.kernels import combine
 
     return combine
 
 
 SINGLE = (torch.float32,)
+STEPS = ("noise", "combine")
+PAIRS = ("pair", "defect", "product", "probe_dot", "probe_times")
 BACKENDS: dict[str, Backend] = {  # in order of preference
-    "cpu": Backend(("cpu",), SINGLE, _no_native, _load_cpu),
-    "cuda": Backend(("cuda",), SINGLE, _no_cuda, _load_cuda),
-    "triton": Backend(("cuda",), SINGLE, _no_triton, _load_triton),
-    "reference": Backend((), (torch.float32, torch.float64), lambda: None, _load_reference),
+    "cpu": Backend(("cpu",), SINGLE, _no_native, _load_cpu, STEPS + PAIRS),
+    "cuda": Backend(("cuda",), SINGLE, _no_cuda, _load_cuda, STEPS),
+    "triton": Backend(("cuda",), SINGLE, _no_triton, _load_triton, STEPS),
+    "reference": Backend((), (torch.float32, torch.float64), lambda: None, _load_reference, STEPS + PAIRS),
 }
 
 
@@ -115,9 +128,11 @@ def usable(name: str, device: Any) -> torch.device:
     return found
 
 
-def obstacle(name: str, device: str, dtype: torch.dtype) -> str | None:
-    """Why backend ``name`` cannot serve states of this kind; None where it can."""
+def obstacle(name: str, device: str, dtype: torch.dtype, op: str = "combine") -> str | None:
+    """Why backend ``name`` cannot serve ``op`` on states of this kind; None where it can."""
     backend = BACKENDS[name]
+    if op not in backend.ops:
+        return f"it has no kernel for {op}; the backend 'reference' has"
     if backend.devices and device not in backend.devices:
         return f"it serves tensors on {' or '.join(backend.devices)}"
     if dtype not in backend.dtypes:
@@ -125,7 +140,7 @@ def obstacle(name: str, device: str, dtype: torch.dtype) -> str | None:
     return backend.missing()
 
 
-def pick(name: str, device: str, dtype: torch.dtype) -> str:
+def pick(name: str, device: str, dtype: torch.dtype, op: str = "combine") -> str:
     """The backend to use: ``name`` itself, or for "auto" the first of the table that serves this device and dtype.
 
     Raises ValueError for an unknown name or a dtype that no backend serves, RuntimeError when a named backend cannot
@@ -133,10 +148,10 @@ def pick(name: str, device: str, dtype: torch.dtype) -> str:
     """
     if key("backend", name, ["auto", *BACKENDS]) == "auto":
         for candidate in BACKENDS:
-            if obstacle(candidate, device, dtype) is None:
+            if obstacle(candidate, device, dtype, op) is None:
                 return candidate
         raise unknown("dtype", dtype, map(str, BACKENDS["reference"].dtypes))
-    if (reason := obstacle(name, device, dtype)) is not None:
+    if (reason := obstacle(name, device, dtype, op)) is not None:
         raise RuntimeError(f"backend: {name!r} cannot serve a {dtype} state on {device}: {reason}")
     return name
 

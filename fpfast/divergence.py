@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fpfast import noise
+from fpfast import noise, pair_ops
 from fpfast.errors import bad, integer, key
 from fpfast.fused import EXACT_DIVERGENCE, Fused
 from fpfast.points import DISTRIBUTIONS, Points, Probes, dot
@@ -125,8 +125,9 @@ class Hutchinson(Backward):
     """
 
     def traces(self, at: Points, probes: Probes, further: bool) -> Iterator[Tensor]:
-        for v in probes:
-            yield dot(at.backward(at.s, v, further), v)
+        for number in probes.numbers:
+            product = at.backward(at.s, probes.draw(number), further)
+            yield pair_ops.probe_dot(product.contiguous(), **probes.key(number))
 
 
 class HutchPP(Backward):
@@ -217,42 +218,56 @@ class FiniteDifference(Estimator):
 
 
 class _Pair(NamedTuple):
-    v: Tensor
-    h: Tensor
+    h: Tensor  # (B,), as the others
     a: Tensor
     spread: Tensor  # g sqrt(h)
     middle: Tensor  # s(x, t)
-    plus: Tensor  # s(x+, t - h)
-    minus: Tensor
+    ends: Tensor  # s(x+, t - h) and s(x-, t - h), [2, B, ...]
+    number: int  # of the probe
+
+    @property
+    def coef(self) -> Tensor:
+        """(a, 1 / h), for :func:`fpfast.pair_ops.defect`."""
+        return torch.stack((self.a, 1 / self.h), dim=1)
 
 
 class Martingale(Estimator):
     """Two reverse Euler-Maruyama steps in place of derivatives: eps = [s - (c(sqrt h) + c(-sqrt h)) / 2] / h + a s.
 
-    Bias O(h). Two evaluations of the network a probe, and nothing of higher order when it is trained. The divergence is
-    v.(c(sqrt h) - c(-sqrt h)) / (2 g sqrt h). Time never goes below t_min: where t - h would, the point is taken at
-    t_min + h. See :func:`_step` for the step.
+    Bias O(h). One call of the network on twice the points a probe, and nothing of higher order when it is trained. The
+    divergence is v.(c(sqrt h) - c(-sqrt h)) / (2 g sqrt h). Time never goes below t_min: where t - h would, the point
+    is taken at t_min + h. See :func:`_step` for the step.
     """
 
     def divergence(self, at: Points, probes: Probes) -> Iterator[Tensor]:
         for pair in self.pairs(at, probes, _step(at, 1.0, 2 / 3)):
-            yield dot(pair.plus - pair.minus, pair.v / (2 * pair.spread))
+            difference = pair_ops.probe_dot(pair.ends[0] - pair.ends[1], **probes.key(pair.number))
+            yield difference / (2 * pair.spread)
 
     def residual(self, at: Points, probes: Probes) -> Iterator[Tensor]:
         for pair in self.pairs(at, probes, _step(at, 4.0, 1 / 2)):
-            yield pair.a * pair.middle + (pair.middle - (pair.plus + pair.minus) / 2) / pair.h
+            yield pair_ops.defect(pair.middle, pair.ends, pair.coef)[0]
+
+    def squares(self, at: Points, probes: Probes) -> Tensor:
+        """|eps|^2 of each point, (B,): the product of two estimates, or the square of one, which is too large."""
+        first, *others = self.pairs(at, probes, _step(at, 4.0, 1 / 2))
+        if not others:
+            return pair_ops.defect(first.middle, first.ends, first.coef)[1]
+        return pair_ops.defect_product(first.middle, first.ends, others[0].ends, first.coef)
 
     def pairs(self, at: Points, probes: Probes, step: Tensor) -> Iterator[_Pair]:
         t, sde, step = at.t.detach(), at.score.sde, step.flatten()
         start = torch.maximum(t, sde.t_min + step)
         end = torch.minimum(start - step, _beside(start, -math.inf))
-        h = per_sample(start - end, at.x)  # of the rounded times
-        a, g2 = (per_sample(c(start.double()), at.x) for c in (sde.a, sde.g2))
+        h = (start - end).double()  # of the rounded times
+        a, g2 = (c(start.double()) for c in (sde.a, sde.g2))
         middle = at.value if torch.equal(start, t) else at.at(at.x, start)
-        drifted, spread = at.x - h * (a * at.x - g2 * middle), (g2 * h).sqrt()
-        for v in probes:
-            plus, minus = at.at(drifted + spread * v, end), at.at(drifted - spread * v, end)
-            yield _Pair(v, h, a, spread, middle, plus, minus)
+        x, y, twice = at.x.contiguous(), middle.contiguous(), end.repeat(2)
+        coef = torch.stack((1 - h * a, h * g2, (g2 * h).sqrt()), dim=1).to(x.dtype)
+        for number in probes.numbers:
+            points = pair_ops.pair(x, y, coef, **probes.key(number))
+            ends = at.at(points.flatten(0, 1), twice).reshape(points.shape)
+            yield _Pair(h.to(x.dtype), a.to(x.dtype), coef[:, 2], y, ends, number)
 
 
 def _beside(t: Tensor, where: float) -> Tensor:

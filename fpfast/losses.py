@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import islice
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from fpfast import fused_residual, noise
-from fpfast.divergence import ESTIMATORS, Backward, make_probes
+from fpfast.divergence import ESTIMATORS, Backward, Martingale, make_probes
 from fpfast.errors import bad, integer, key, real
 from fpfast.points import Points
 from fpfast.residual import FORMS, pick
@@ -24,6 +24,9 @@ WEIGHTINGS: dict[str, Callable[[SDE, Tensor], Tensor]] = {
     "likelihood": lambda sde, t: sde.g2(t),
     "noise": lambda sde, t: sde.std(t) ** 2,
 }
+
+
+WITH_VALUE = ("martingale", "finite_difference")  # estimators that take s(x, t) from outside
 
 
 def random_times(sde: SDE, n: int, seed: noise.Seed = None, device: torch.device | str = "cpu") -> Tensor:
@@ -52,7 +55,8 @@ def dsm(
     weighting: str = "uniform",
     t: Tensor | None = None,
     seed: noise.Seed = None,
-) -> Tensor:
+    return_points: bool = False,
+) -> Any:
     """Denoising score matching: the mean over the batch of lambda(t) |s(x_t, t) - grad log p(x_t | x0)|^2, a scalar.
 
     x_t = alpha x0 + std z, so grad log p(x_t | x0) = -z / std (Vincent 2011; Song et al., arXiv 2011.13456, eq. 7).
@@ -63,6 +67,7 @@ def dsm(
         weighting: lambda = 1 ("uniform"), g^2 ("likelihood"; Song et al., arXiv 2101.09258), std^2 ("noise").
         t: times (B,), default uniform on [t_min, T].
         seed: of times and noise; give each step its own, or None for torch's default generator.
+        return_points: return (loss, x_t, t, s(x_t, t)): the arguments of :func:`fp_regulariser` at the same points.
 
     Raises ValueError for unknown names and times that do not fit.
     """
@@ -78,8 +83,9 @@ def dsm(
     if not bool((std > 0).all()):
         raise bad("t", "times where std(t) > 0: at others the target is infinite", float(times.min()))
     scale = per_sample(weight(sde, times).sqrt() / std, x)
-    wrong = scale * (per_sample(std, x) * score(x, times) + z)
-    return wrong.square().flatten(1).sum(1).mean()
+    s = score(x, times)
+    loss = (scale * (per_sample(std, x) * s + z)).square().flatten(1).sum(1).mean()
+    return (loss, x, times, s) if return_points else loss
 
 
 def fp_regulariser(
@@ -96,6 +102,7 @@ def fp_regulariser(
     seed: noise.Seed = None,
     distribution: str = "rademacher",
     h: float | None = None,
+    value: Tensor | None = None,
 ) -> Tensor:
     """The mean over the points of lambda(t) |eps|^2, eps the Fokker-Planck residual; a scalar with a graph.
 
@@ -111,6 +118,8 @@ def fp_regulariser(
         weighting: as for :func:`dsm`.
         probes: of each estimate.
         seed: of the probes; give each step its own, or None for torch's default generator.
+        value: s(x, t) with its graph, where it is known, as from :func:`dsm`: "martingale" and "finite_difference" then
+            evaluate the network once less. Others do not take it.
 
     Raises ValueError for arguments out of range, RuntimeError where a named estimator cannot differentiate the network.
     """
@@ -127,16 +136,26 @@ def fp_regulariser(
     x, t, seeds = x[:count], t[:count] if t.ndim else t, seeds[:count] if seeds.ndim else seeds
     form = key("form", form, FORMS)
     key("estimator", estimator, ("auto", *ESTIMATORS))
+    if value is not None:
+        if estimator not in WITH_VALUE:
+            raise bad("value", f"None for the estimator {estimator!r}; one of {', '.join(WITH_VALUE)} takes it", "one")
+        if not isinstance(value, Tensor) or value[:count].shape != x.shape or value.dtype != x.dtype:
+            raise bad("value", f"{x.dtype} like x", getattr(value, "shape", type(value).__name__))
+        value = value[:count]
     engine = fused_residual.serve(score, x, form, "exact" if estimator == "auto" else estimator, True)
     if engine is not None:
         given = None if weighting == "uniform" else weight
         return engine.regulariser(x, t, given, unbiased, integer("probes", probes, 1), seeds, distribution)
-    at = Points(score, x, score.times(x, t), True, h)
+    at = Points(score, x, score.times(x, t), True, h, value)
     name = pick(estimator, form, at)
     both = 2 if unbiased and name != "exact" else 1
     probes = integer("probes", probes, ESTIMATORS[name].fewest)
     drawn = make_probes(name, at, both * probes, seeds, distribution)
-    estimates = FORMS[form](ESTIMATORS[name], at, drawn)
+    chosen = ESTIMATORS[name]
+    if isinstance(chosen, Martingale) and form == "score" and probes == 1:
+        squares = chosen.squares(at, drawn)
+        return (weight(score.sde, at.t.detach().double()).to(squares.dtype) * squares).mean()
+    estimates = FORMS[form](chosen, at, drawn)
     if both == 2:
         found = list(estimates)
         half = len(found) // 2

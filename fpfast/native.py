@@ -54,6 +54,42 @@ class Cpu:
             torch.get_num_threads(),
         )
 
+    def pair(self, out: Tensor, x: Tensor, y: Tensor, coef: Tensor, kind: str, key: Key) -> None:
+        self._probed("pair", out, x=x, y=y, coef=coef, kind=kind, key=key)
+
+    def defect(self, out: Tensor, norms: Tensor, x: Tensor, pair: Tensor, coef: Tensor) -> None:
+        self._probed("defect", out, norms=norms, x=x, y=pair, coef=coef)
+
+    def product(self, out: Tensor, x: Tensor, pair: Tensor, other: Tensor, coef: Tensor) -> None:
+        self._probed("product", out, x=x, y=pair, z=other, coef=coef)
+
+    def probe_dot(self, out: Tensor, x: Tensor, kind: str, key: Key) -> None:
+        self._probed("probe_dot", out, x=x, kind=kind, key=key)
+
+    def probe_times(self, out: Tensor, coef: Tensor, kind: str, key: Key) -> None:
+        self._probed("probe_times", out, coef=coef, kind=kind, key=key)
+
+    def _probed(self, op: str, out: Tensor, *, kind: str = "normal", key: Key | None = None, **given: Tensor) -> None:
+        norms, x, y, z, coef = (
+            given[name].data_ptr() if name in given else 0 for name in ("norms", "x", "y", "z", "coef")
+        )
+        samples, elements = _sizes(given.get("x", out))
+        _native.cpu_probed(
+            self.level,
+            op,
+            out.data_ptr(),
+            norms,
+            x,
+            y,
+            z,
+            coef,
+            KINDS[kind],
+            *_key(key),
+            samples,
+            elements,
+            torch.get_num_threads(),
+        )
+
     @property
     def block_rows(self) -> int:
         """Rows of a matrix that the network kernels want packed together."""

@@ -29,8 +29,17 @@ class Probes:
     distribution: str
     first: int = 0  # number of the first one
 
+    @property
+    def numbers(self) -> range:
+        return range(self.first, self.first + self.count)
+
     def __iter__(self) -> Iterator[Tensor]:
-        return map(self.draw, range(self.first, self.first + self.count))
+        return map(self.draw, self.numbers)
+
+    def key(self, number: int) -> dict[str, Any]:
+        """What names a probe to :mod:`fpfast.pair_ops`."""
+        seed = noise.seed_tensor(self.seed, len(self.like), self.like.device)
+        return {"seed": seed, "kind": self.distribution, "stream": noise.STREAMS["probes"], "draw": number}
 
     def some(self, first: int, count: int) -> Probes:
         """``count`` of them, from one on."""
@@ -49,7 +58,15 @@ class Points:
     further, by the network's parameters and, if it asks for it, by x.
     """
 
-    def __init__(self, score: Score, x: Tensor, t: float | Tensor, graph: bool, h: float | None = None) -> None:
+    def __init__(
+        self,
+        score: Score,
+        x: Tensor,
+        t: float | Tensor,
+        graph: bool,
+        h: float | None = None,
+        value: Tensor | None = None,  # s(x, t), if it is known: nothing is evaluated there again
+    ) -> None:
         if not isinstance(score, Score):
             raise TypeError(f"score: expected fpfast.Score(net, sde, predicts=...), got {type(score).__name__}")
         if h is not None and not 0 < real("h", h) < score.sde.T - score.sde.t_min:
@@ -69,6 +86,8 @@ class Points:
         score.times(self.x, self.t.detach())  # checked once for all
         sde, at = score.sde, self.t.detach().double()
         self.a, self.g2 = (per_sample(c(at), x) for c in (sde.a, sde.g2))
+        if value is not None:
+            vars(self).update(value=value, _plain=(value,))  # in place of what would be computed
 
     @cached_property
     def s(self) -> Tensor:

@@ -128,6 +128,50 @@ def noise(out: Tensor, kind: str, key: Key) -> None:
     out.copy_(values.reshape(samples, (elements + 3) // 4 * 4)[:, :elements].reshape(out.shape))
 
 
+def _values(like: Tensor, kind: str, key: Key) -> Tensor:
+    z = torch.empty(like.shape, dtype=torch.float32, device=like.device)
+    noise(z, kind, key)
+    return z.to(like.dtype)
+
+
+def _per_sample(coef: Tensor, like: Tensor) -> Tensor:
+    return coef.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def pair(out: Tensor, x: Tensor, y: Tensor, coef: Tensor, kind: str, key: Key) -> None:
+    """out = (c0 x + c1 y) +- cz v, [2, samples, ...]."""
+    c0, c1, cz = (_per_sample(c, x) for c in coef.unbind(1))
+    middle, step = c0 * x + c1 * y, cz * _values(x, kind, key)
+    out[0].copy_(middle + step)
+    out[1].copy_(middle - step)
+
+
+def _defect(x: Tensor, pair: Tensor, coef: Tensor) -> Tensor:
+    c0, c1 = (_per_sample(c, x) for c in coef.unbind(1))
+    return (x - (pair[0] + pair[1]) * 0.5) * c1 + c0 * x
+
+
+def defect(out: Tensor, norms: Tensor, x: Tensor, pair: Tensor, coef: Tensor) -> None:
+    """out = (x - (pair[0] + pair[1]) / 2) c1 + c0 x, and its squared norms."""
+    out.copy_(_defect(x, pair, coef))
+    norms.copy_(out.square().flatten(1).sum(1))
+
+
+def product(out: Tensor, x: Tensor, pair: Tensor, other: Tensor, coef: Tensor) -> None:
+    """out = the inner product of two defects, [samples]."""
+    out.copy_((_defect(x, pair, coef) * _defect(x, other, coef)).flatten(1).sum(1))
+
+
+def probe_dot(out: Tensor, x: Tensor, kind: str, key: Key) -> None:
+    """out = v.x, [samples]."""
+    out.copy_((x * _values(x, kind, key)).flatten(1).sum(1))
+
+
+def probe_times(out: Tensor, coef: Tensor, kind: str, key: Key) -> None:
+    """out = c v, [samples, ...]."""
+    out.copy_(_per_sample(coef, out) * _values(out, kind, key))
+
+
 def combine(out: Tensor, operands: list[Tensor], coef: Tensor, key: Key | None) -> None:
     """out = ((c0 x + c1 y1) + c2 y2 ...) + cz z, each operation rounded by itself; ``out`` may be an operand."""
     column = coef.reshape(coef.shape[:-1] + (1,) * (out.ndim - coef.ndim + 1) + coef.shape[-1:])

@@ -139,13 +139,16 @@ def test_martingale_converges_with_order_one():
     score = network(3, "potential")
     x, t = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0.2, 0.4, 0.6, 0.9], dtype=torch.float64)
     _, exact = brute(score, x, t)
-    corners = [torch.tensor(c, dtype=torch.float64) for c in itertools.product((1.0, -1.0), repeat=3)]
+    seed = torch.zeros(4, dtype=torch.int64)  # one for each point: all points have the same probes
+    draws = fpfast.points.Probes(x, 60, seed, "rademacher")
+    corners = {tuple(draws.draw(k)[0].tolist()): k for k in draws.numbers}
+    assert set(corners) == set(itertools.product((1.0, -1.0), repeat=3))
 
     def mean(h):  # over all Rademacher probes: what is left is bias
         total = torch.zeros_like(x)
-        for corner in corners:
+        for k in corners.values():
             points = fpfast.points.Points(score, x, t, False, h)
-            total += next(ESTIMATORS["martingale"].residual(points, [corner.expand(4, 3)]))
+            total += next(ESTIMATORS["martingale"].residual(points, draws.some(k, 1)))
         return total / len(corners)
 
     errors = [float((mean(h) - exact).norm()) for h in (4e-3, 2e-3, 1e-3, 5e-4)]
