@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import fpfast
 from bench import arithmetic, residual
+from bench import unet as unets
 from bench.machine import Machine
 from bench.peers import compiled, eager, jaxjit, residual_jax, residual_torch
 from bench.residual import Residual
@@ -293,6 +294,12 @@ def training(settings: Settings) -> Iterator[Case]:
         yield Case("training", name, sides, "us/point", count, 1e6, flops, shortest=0.02 if settings.quick else 0.4)
 
 
+def unet(settings: Settings) -> Iterator[Case]:
+    """What residuals cost a training step of a small U-Net, over the denoising loss alone."""
+    sides: dict[str, Side] = {name: partial(unets.step, name) for name in unets.LOSSES}
+    yield Case("unet", f"UNet2DModel, VP, batch {unets.BATCH}", sides, "ms", 1, 1e3, bases=(("denoising alone",),))
+
+
 def _flushed_step(machine: Machine, build: Callable[[Residual], residual.Step], problem: Residual) -> residual.Step:
     step = build(problem)
 
@@ -307,7 +314,7 @@ def _flushed_step(machine: Machine, build: Callable[[Residual], residual.Step], 
 
 
 GROUPS: dict[str, Callable[[Settings], Iterator[Case]]] = {
-    group.__name__: group for group in (authors, small, combine, normal, interleaved, levels, widths, training)
+    group.__name__: group for group in (authors, small, combine, normal, interleaved, levels, widths, training, unet)
 }
 
 

@@ -26,7 +26,7 @@ from bench.timing import Row, measure
 
 SUITES = {
     "cpu-engine": ("authors", "small", "combine", "normal", "interleaved", "levels", "widths"),
-    "residual": ("training",),
+    "residual": ("training", "unet"),
 }
 RESULTS = Path(__file__).with_name("results")
 

@@ -250,24 +250,27 @@ class Martingale(Estimator):
 
     def squares(self, at: Points, probes: Probes) -> Tensor:
         """|eps|^2 of each point, (B,): the product of two estimates, or the square of one, which is too large."""
-        first, *others = self.pairs(at, probes, _step(at, 4.0, 1 / 2))
+        first, *others = self.pairs(at, probes, _step(at, 4.0, 1 / 2), probes.count)
         if not others:
             return pair_ops.defect(first.middle, first.ends, first.coef)[1]
         return pair_ops.defect_product(first.middle, first.ends, others[0].ends, first.coef)
 
-    def pairs(self, at: Points, probes: Probes, step: Tensor) -> Iterator[_Pair]:
+    def pairs(self, at: Points, probes: Probes, step: Tensor, together: int = 1) -> Iterator[_Pair]:
+        """One for each probe; ``together``: of so many the network's values come from one call."""
         t, sde, step = at.t.detach(), at.score.sde, step.flatten()
         start = torch.maximum(t, sde.t_min + step)
         end = torch.minimum(start - step, _beside(start, -math.inf))
         h = (start - end).double()  # of the rounded times
         a, g2 = (c(start.double()) for c in (sde.a, sde.g2))
         middle = at.value if torch.equal(start, t) else at.at(at.x, start)
-        x, y, twice = at.x.contiguous(), middle.contiguous(), end.repeat(2)
+        x, y = at.x.contiguous(), middle.contiguous()
         coef = torch.stack((1 - h * a, h * g2, (g2 * h).sqrt()), dim=1).to(x.dtype)
-        for number in probes.numbers:
-            points = pair_ops.pair(x, y, coef, **probes.key(number))
-            ends = at.at(points.flatten(0, 1), twice).reshape(points.shape)
-            yield _Pair(h.to(x.dtype), a.to(x.dtype), coef[:, 2], y, ends, number)
+        for first in range(0, probes.count, together):
+            some = probes.some(first, min(together, probes.count - first)).numbers
+            points = torch.stack([pair_ops.pair(x, y, coef, **probes.key(number)) for number in some])
+            ends = at.at(points.flatten(0, 2), end.repeat(2 * len(some))).reshape(points.shape)
+            for number, found in zip(some, ends.unbind(), strict=True):
+                yield _Pair(h.to(x.dtype), a.to(x.dtype), coef[:, 2], y, found, number)
 
 
 def _beside(t: Tensor, where: float) -> Tensor:

@@ -45,5 +45,7 @@ if __name__ == "__main__":
         print(f"{'points':>10} {'seconds':>9} {'us/point':>9} {'MB':>7}")
         for n in (10_000, 100_000, 1_000_000, 10_000_000):
             command = [sys.executable, __file__, str(n)]
-            seconds, memory = map(float, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+            seconds, memory = map(
+                float, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+            )
             print(f"{n:>10} {seconds:>9.4f} {seconds / n * 1e6:>9.3f} {memory:>7.1f}", flush=True)
