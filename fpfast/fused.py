@@ -159,6 +159,7 @@ class Fused:
         """If the engine runs on tensors like x."""
         return _obstacle(x) is None
 
+    @torch.inference_mode(False)  # what is remembered serves training too
     def jets(self, dtype: torch.dtype) -> tuple[Jets, Cpu, list[Tensor], Tensor]:
         """The program for residuals, the kernels, the program's constants, and these as the kernels want them.
 

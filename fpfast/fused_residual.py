@@ -29,7 +29,8 @@ from fpfast.sde import SDE
 Weighting = Callable[[SDE, Tensor], Tensor]  # lambda(t)
 
 LARGEST = 64  # dimension of exact residuals: the cost is one column of a jet for each
-POINTS = 1 << 17  # at a time, in one native call
+POINTS = 1 << 17  # at most at a time, in one native call, and
+WORK = 2e10  # about so many operations: a fraction of a second, after which Python may answer Ctrl-C
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,10 @@ class FusedResidual:
         return squares.mean()
 
     def _times(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.score.times(x, t.to(x.dtype))  # a float32 network sees float32 times
+        t = self.score.times(x, t.to(x.dtype))  # a float32 network sees float32 times
+        return t.clone() if t.is_inference() else t
 
+    @torch.inference_mode(False)  # where there is no forward mode
     @torch.no_grad()
     def run(
         self,
@@ -146,8 +149,9 @@ class FusedResidual:
         wanted = gradient_of_loss or upstream is not None
         gradient = torch.zeros(self.jets.gradient_count, dtype=torch.float64) if wanted else None
         of_features: list[Tensor] = []
-        for start in range(0, len(x), POINTS):
-            part = slice(start, start + POINTS)
+        size = self._points_together(self.jets.dimension if probes is None else probes.count)
+        for start in range(0, len(x), size):
+            part = slice(start, start + size)
             points, times = x[part], self._times(x[part], t[part] if t.ndim else t)
             weight = None if weighting is None else weighting(self.score.sde, times)
             outside = {
@@ -164,6 +168,10 @@ class FusedResidual:
             return loss, []
         found = self.jets.backward(gradient, self.constants, self.parameters)
         return loss, [a + b for a, b in zip(found, of_features, strict=True)] if of_features else found
+
+    def _points_together(self, directions: int) -> int:
+        columns = 2 * directions + 4 if self.form.vector else directions + 2
+        return max(256, min(POINTS, int(WORK / (3 * columns * self.jets.weight_count))))
 
     def _part(self, x: Tensor, t: Tensor, outside: dict[str, Tensor | None], scale: float) -> list[Tensor]:
         """One native call. Returns the gradients that go to the parameters by way of learned features of time."""

@@ -258,11 +258,32 @@ def test_parts_of_a_large_batch(monkeypatch):
     """Points go to the engine in parts; here in small ones."""
     torch.manual_seed(11)
     cases = [(case, MLP(2, [16], potential=case[1])) for case in CASES]
-    monkeypatch.setattr(fused_residual, "POINTS", 16)
+    monkeypatch.setattr(fused_residual.FusedResidual, "_points_together", lambda self, directions: 16)
     for case, net in cases:
         agrees(net, 2, fpfast.VP(), case, 1e-5, n=77)
     for case in CASES:
         agrees(Everything(2, 9, 1 if case[1] else 2), 2, fpfast.VP(), case, 1e-5, n=77)
+
+
+def pair_of(score, dtype):
+    """The same network in another dtype, compiled."""
+    net = fused.compile(copy.deepcopy(module_of(score)).to(dtype), score.net.dimension)
+    return fpfast.Score(net, score.sde, score.predicts)
+
+
+def test_after_inference_mode():
+    """What was remembered there has no part in training."""
+    torch.manual_seed(11)
+    score = fpfast.Score(fused.compile(MLP(2, [16], potential=True), 2), fpfast.OU(), "potential")
+    x, t = points(fpfast.OU(), 2)
+    with torch.inference_mode():
+        quiet = losses.fp_regulariser(score, x + 0, t + 0, form="log_density")
+        twin = losses.fp_regulariser(pair_of(score, torch.float64), x.double(), t.double(), form="log_density")
+    loss = losses.fp_regulariser(score, x, t, form="log_density")
+    loss.backward()
+    assert float(quiet) == float(loss.detach())
+    assert abs(float(twin - quiet)) < 1e-6 * float(twin)
+    assert all(p.grad is not None for p in module_of(score).parameters())
 
 
 def test_one_time_for_all():
