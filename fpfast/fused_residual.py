@@ -88,8 +88,13 @@ class FusedResidual:
         x, t = x.detach(), t.detach()
         value = torch.empty(x.shape if self.form.vector else x.shape[:1], dtype=x.dtype)
         self.run(x, t, probes, value=value)
+        if not torch.is_grad_enabled():
+            return value
+        versions = x._version, t._version
 
         def pull_back(upstream: Tensor) -> list[Tensor]:
+            if (x._version, t._version) != versions:
+                raise RuntimeError("x, t: expected the points of the residual, got points changed in place since then")
             return self.run(x, t, probes, upstream=upstream)[1]
 
         return _Graph.apply(value, pull_back, *self.parameters)

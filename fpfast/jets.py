@@ -218,9 +218,15 @@ class Jets:
         if not self.terms:
             empty = torch.zeros(len(t), 0, dtype=torch.float64)
             return empty, empty
+        one = torch.ones_like(t)
         with forward_ad.dual_level():
-            found = forward_ad.unpack_dual(self._features(forward_ad.make_dual(t, torch.ones_like(t))))
-        return found.primal, torch.zeros_like(found.primal) if found.tangent is None else found.tangent
+            dual = forward_ad.make_dual(t, one)
+            if len(t) == 0 or forward_ad.unpack_dual(dual[:1] * 1.0).tangent is not None:
+                found = forward_ad.unpack_dual(self._features(dual))
+                return found.primal, torch.zeros_like(found.primal) if found.tangent is None else found.tangent
+        # Forward mode is off, as in the forward of an autograd.Function; this turns it on, and takes longer.
+        values, rates = torch.func.jvp(self._features, (t,), (one,))[:2]
+        return values, rates
 
     def _features(self, t: Tensor) -> Tensor:
         found = [term.compute(t) for term in self.terms]

@@ -286,6 +286,24 @@ def test_after_inference_mode():
     assert all(p.grad is not None for p in module_of(score).parameters())
 
 
+def test_inside_of_a_function():
+    """Where torch has forward mode switched off."""
+    torch.manual_seed(11)
+    score = fpfast.Score(fused.compile(MLP(2, [16], potential=True), 2), fpfast.OU(), "potential")
+    x, t = points(fpfast.OU(), 2)
+
+    class Inside(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return fpfast.fp_residual(score, x, t, form="log_density").value
+
+        @staticmethod
+        def backward(ctx, grad):
+            raise AssertionError
+
+    assert same_bits(Inside.apply(x), fpfast.fp_residual(score, x, t, form="log_density").value)
+
+
 def test_one_time_for_all():
     torch.manual_seed(12)
     score = fpfast.Score(fused.compile(MLP(2, [16], potential=True), 2), fpfast.OU(), "potential")
@@ -328,6 +346,24 @@ def test_any_function_of_the_residual():
             found.append(torch.autograd.grad(r.value.abs().mean(), parameters, allow_unused=True))
             found[-1] = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found[-1], strict=True)]
         assert error(*found) < 1e-12
+
+
+def test_changes_before_the_way_back():
+    """Changed points are noticed; changed parameters do not matter, the gradient is that of the value."""
+    torch.manual_seed(14)
+    score = fpfast.Score(fused.compile(MLP(2, [16], potential=True), 2), fpfast.OU(), "potential")
+    x, t = points(fpfast.OU(), 2)
+    parameters = list(module_of(score).parameters())
+    options = {"form": "log_density", "create_graph": True}
+    want = torch.autograd.grad(fpfast.fp_residual(score, x, t, **options).value.sum(), parameters)
+    value = fpfast.fp_residual(score, x, t, **options).value
+    with torch.no_grad():
+        parameters[0].add_(1)
+    assert all(map(same_bits, want, torch.autograd.grad(value.sum(), parameters)))
+    value = fpfast.fp_residual(score, x, t, **options).value
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="x, t: expected the points"):
+        value.sum().backward()
 
 
 def test_error_over_probes():
