@@ -30,6 +30,7 @@ Weighting = Callable[[SDE, Tensor], Tensor]  # lambda(t)
 
 LARGEST = 64  # dimension of exact residuals: the cost is one column of a jet for each
 POINTS = 1 << 17  # at most at a time, in one native call, and
+BLOCK = 1 << 13  # numbers that stay in cache
 WORK = 2e10  # about so many operations: a fraction of a second, after which Python may answer Ctrl-C
 
 
@@ -160,7 +161,7 @@ class FusedResidual:
             points, times = x[part], self._times(x[part], t[part] if t.ndim else t)
             weight = None if weighting is None else weighting(self.score.sde, times)
             outside = {
-                "probes": None if probes is None else _directions(probes, start, len(points)),
+                "probes": None if probes is None else probes.of_points(start, len(points)),
                 "value": None if value is None else value[part],
                 "upstream": None if upstream is None else upstream[part].to(self.dtype).contiguous(),
                 "weight": None if weight is None else weight.to(self.dtype).contiguous(),
@@ -217,21 +218,16 @@ class FusedResidual:
 
     def _coefficients(self, t: Tensor) -> Tensor:
         """(a, g^2 / 2) of each time, and for a score s = p x + q y also p, q, dp/dt, dq/dt; [2, B] or [6, B]."""
-        sde = self.score.sde
-        rows = [sde.a(t), sde.g2(t)]
-        if self.score.predicts != "potential":
-            values, slopes = torch.func.jvp(self.score.affine, (t,), (torch.ones_like(t),))[:2]
-            rows += [*values, *slopes]
-        out = torch.empty(len(rows), len(t), dtype=self.dtype)
-        for place, row in zip(out, rows, strict=True):
-            place.copy_(row)
-        out[1] /= 2  # exact
+        sde, potential = self.score.sde, self.score.predicts == "potential"
+        out = torch.empty(2 if potential else 6, len(t), dtype=self.dtype)
+        for times, places in zip(t.split(BLOCK), out.split(BLOCK, dim=1), strict=True):
+            rows = [sde.a(times), sde.g2(times) / 2]
+            if not potential:
+                values, slopes = torch.func.jvp(self.score.affine, (times,), (torch.ones_like(times),))[:2]
+                rows += [*values, *slopes]
+            for place, row in zip(places, rows, strict=True):
+                place.copy_(row)
         return out
-
-
-def _directions(probes: Probes, start: int, count: int) -> Tensor:
-    """[K, count, d], those of points start, start + 1 ..."""
-    return torch.stack([v[start : start + count] for v in probes]).contiguous()
 
 
 class _Graph(torch.autograd.Function):

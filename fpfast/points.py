@@ -36,6 +36,15 @@ class Probes:
     def __iter__(self) -> Iterator[Tensor]:
         return map(self.draw, self.numbers)
 
+    def of_points(self, first: int, count: int) -> Tensor:
+        """[probes, count, ...]: all probes of points first, first + 1 ..."""
+        make, seed = DISTRIBUTIONS[self.distribution], noise.seed_tensor(self.seed, len(self.like))
+        if seed.ndim:
+            seed, first = seed[first : first + count], 0
+        shape = (count, *self.like.shape[1:])
+        drawn = [make(seed, shape, first_sample=first, stream="probes", draw=number) for number in self.numbers]
+        return torch.stack(drawn).to(self.like.dtype)
+
     def key(self, number: int) -> dict[str, Any]:
         """What names a probe to :mod:`fpfast.pair_ops`."""
         seed = noise.seed_tensor(self.seed, len(self.like), self.like.device)

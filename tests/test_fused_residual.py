@@ -265,6 +265,20 @@ def test_parts_of_a_large_batch(monkeypatch):
         agrees(Everything(2, 9, 1 if case[1] else 2), 2, fpfast.VP(), case, 1e-5, n=77)
 
 
+def test_a_seed_for_each_point(monkeypatch):
+    """Probes are the same in parts and at once, and those of autograd's way."""
+    torch.manual_seed(11)
+    x, t = points(fpfast.VP(), 3)
+    seeds = [7 * k + 1 for k in range(len(x))]
+    both = pair(MLP(3, [16], potential=True), 3, fpfast.VP(), "potential", torch.float64)
+    options = {"form": "log_density", "estimator": "hutchinson", "seed": seeds, "probes": 2}
+    values = [fpfast.fp_residual(score, x.double(), t.double(), **options).value for score in both]
+    monkeypatch.setattr(fused_residual.FusedResidual, "_points_together", lambda self, directions: 16)
+    values.append(fpfast.fp_residual(both[0], x.double(), t.double(), **options).value)
+    assert error([values[0]], [values[1]]) < 1e-12
+    assert same_bits(values[0], values[2])
+
+
 def pair_of(score, dtype):
     """The same network in another dtype, compiled."""
     net = fused.compile(copy.deepcopy(module_of(score)).to(dtype), score.net.dimension)
