@@ -20,6 +20,8 @@ void check(const Residual& run, int64_t weight_count) {
     const JetInstruction& i = run.program[k];
     const bool matrix = i.op == JetOp::linear || (i.op == JetOp::feature && i.weights != nothing);
     const int64_t columns = matrix ? i.columns : i.rows, limit = int64_t(1) << 24;
+    require(matrix || i.op != JetOp::feature || (i.columns == i.rows && i.gradient == nothing),
+            "program: a feature without a matrix has columns or a gradient");
     require(i.op >= JetOp::linear && i.op <= JetOp::scale && i.rows >= 1 && i.rows <= limit && columns >= 1 &&
                 columns <= limit,
             "program: a size is out of range");
@@ -78,11 +80,12 @@ void cpu_residual(const std::string& level, const py::dict& arguments, int threa
           "samples, dimension, directions, features: out of range");
   for (const int64_t rows : {run.jets, run.adjoints, run.slopes, run.gradient_count})
     require(rows >= 0 && rows <= int64_t(1) << 40, "workspace: out of range");
-  require(
-      run.samples == 0 || (run.x && run.coef && (run.feature_count == 0 || (run.feature_values && run.feature_rates))),
-      "a pointer is null");
+  require(run.samples == 0 || (run.x && run.coef && run.weights &&
+                               (run.feature_count == 0 || (run.feature_values && run.feature_rates))),
+          "a pointer is null");
   require(run.probes || run.directions == run.dimension, "directions: expected d, or probes");
   require(!run.gradient || run.upstream || run.loss, "gradient: expected upstream or a loss");
+  require(run.gradient || !run.feature_adjoints, "feature_adjoints: expected a gradient too");
   require(!run.feature_adjoints == !run.rate_adjoints && (!run.feature_adjoints || run.features_adjoint != nothing),
           "feature_adjoints: expected rows for them");
   check(run, number("weight_count"));

@@ -168,9 +168,9 @@ class Fused:
         from fpfast.native import Cpu  # which is not there where the kernels are not built
 
         cpu = Cpu(self.level)
-        trained = tuple(p.requires_grad for p in self.net.parameters())
+        trained = tuple(tensor.requires_grad for tensor in self._tensors)
         jets = self.remembered(("jets", trained), lambda: Jets(self._end, self._source, cpu.jet_rows))
-        constants = self.remembered(("constants", trained), jets.settled)
+        constants = self.remembered(("constants", trained), lambda: jets.settled(list(self.net.parameters())))
         return jets, cpu, constants, self.remembered(("jet weights", dtype), lambda: jets.weights(constants, dtype))
 
     def remembered(self, key: Hashable, make: Callable[[], Any]) -> Any:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fpfast.errors import bad, key
 from fpfast.fused import Fused, Unsupported
-from fpfast.jets import pull_back
+from fpfast.jets import add, pull_back
 from fpfast.points import DISTRIBUTIONS, Probes
 from fpfast.score import Score
 from fpfast.sde import SDE
@@ -64,6 +64,8 @@ def serve(score: Score, x: Tensor, form: str, estimator: str, graph: bool = Fals
         raise bad("x", f"shape (B, {net.dimension})", tuple(x.shape))
     if (graph and x.requires_grad) or (not found.probes and net.dimension > LARGEST):
         return None
+    if any(p._backward_hooks for p in net.net.parameters()):
+        return None  # they would be called twice
     net.refresh()
     if net.outputs != (1 if score.predicts == "potential" else net.dimension):
         return None  # autograd's way says what is wrong with it
@@ -91,11 +93,18 @@ class FusedResidual:
         self.run(x, t, probes, value=value)
         if not torch.is_grad_enabled():
             return value
-        versions = x._version, t._version
+        # What the way back reads again. Weights are not among it, features of time that are learned are.
+        held = [x, t, *(self.parameters if self.jets.learned else ())]
+        if probes is not None and isinstance(probes.seed, Tensor):
+            held.append(probes.seed)
+        versions = [tensor._version for tensor in held]
 
-        def pull_back(upstream: Tensor) -> list[Tensor]:
-            if (x._version, t._version) != versions:
-                raise RuntimeError("x, t: expected the points of the residual, got points changed in place since then")
+        def pull_back(upstream: Tensor) -> list[Tensor | None]:
+            if [tensor._version for tensor in held] != versions:
+                raise RuntimeError(
+                    "x, t, seed or parameters: expected what the residual was computed from, got something changed in "
+                    "place since then"
+                )
             return self.run(x, t, probes, upstream=upstream)[1]
 
         return _Graph.apply(value, pull_back, *self.parameters)
@@ -107,7 +116,11 @@ class FusedResidual:
         """
         wanted = torch.is_grad_enabled() and bool(self.parameters)
         loss, gradients = self.run(x.detach(), t.detach(), probes, weighting=weighting, gradient_of_loss=wanted)
-        return _Graph.apply(loss[0].to(x.dtype), lambda upstream: [upstream * g for g in gradients], *self.parameters)
+
+        def pull_back(upstream: Tensor) -> list[Tensor | None]:
+            return [None if g is None else upstream * g for g in gradients]
+
+        return _Graph.apply(loss[0].to(x.dtype), pull_back, *self.parameters)
 
     def regulariser(
         self,
@@ -147,14 +160,14 @@ class FusedResidual:
         upstream: Tensor | None = None,
         weighting: Weighting | None = None,
         gradient_of_loss: bool = False,
-    ) -> tuple[Tensor, list[Tensor]]:
+    ) -> tuple[Tensor, list[Tensor | None]]:
         """Fills in the value. Returns the loss and, if wanted, the gradients of the parameters: its, or upstream's."""
         if t.ndim and t.shape != x.shape[:1]:
             raise bad("t", f"a number or shape ({len(x)},)", tuple(t.shape))
         loss = torch.zeros(1, dtype=torch.float64)
         wanted = gradient_of_loss or upstream is not None
-        gradient = torch.zeros(self.jets.gradient_count, dtype=torch.float64) if wanted else None
-        of_features: list[Tensor] = []
+        gradient = torch.zeros(self.jets.gradient_count + 1, dtype=torch.float64) if wanted else None  # never empty
+        of_features: list[Tensor | None] = [None] * len(self.parameters)
         size = self._points_together(self.jets.dimension if probes is None else probes.count)
         for start in range(0, len(x), size):
             part = slice(start, start + size)
@@ -168,24 +181,22 @@ class FusedResidual:
                 "loss": loss,
                 "gradient": gradient,
             }
-            found = self._part(points, times, outside, 1 / len(x))
-            of_features = [a + b for a, b in zip(of_features, found, strict=True)] if of_features else found
+            of_features = add(of_features, self._part(points, times, outside, 1 / len(x)))
         if gradient is None:
             return loss, []
-        found = self.jets.backward(gradient, self.constants, self.parameters)
-        return loss, [a + b for a, b in zip(found, of_features, strict=True)] if of_features else found
+        return loss, add(self.jets.backward(gradient, self.constants, self.parameters), of_features)
 
     def _points_together(self, directions: int) -> int:
         columns = 2 * directions + 4 if self.form.vector else directions + 2
         return max(256, min(POINTS, int(WORK / (3 * columns * self.jets.weight_count))))
 
-    def _part(self, x: Tensor, t: Tensor, outside: dict[str, Tensor | None], scale: float) -> list[Tensor]:
+    def _part(self, x: Tensor, t: Tensor, outside: dict[str, Tensor | None], scale: float) -> list[Tensor | None]:
         """One native call. Returns the gradients that go to the parameters by way of learned features of time."""
         jets = self.jets
         learned = jets.learned and outside["gradient"] is not None
         with torch.set_grad_enabled(learned):
             features = jets.feature_values(t)
-        adjoints = [torch.empty(len(x), jets.feature_count, dtype=self.dtype) for _ in features] if learned else None
+        adjoints = [torch.zeros(len(x), jets.feature_count, dtype=self.dtype) for _ in features] if learned else None
         values, rates = (f.detach().to(self.dtype).contiguous() for f in features)
         probes = outside["probes"]
         directions = jets.dimension if probes is None else len(probes)
@@ -213,7 +224,7 @@ class FusedResidual:
             },
         )
         if adjoints is None:
-            return []
+            return [None] * len(self.parameters)
         return pull_back(list(features), [a.double() for a in adjoints], self.parameters)
 
     def _coefficients(self, t: Tensor) -> Tensor:
@@ -234,7 +245,7 @@ class _Graph(torch.autograd.Function):
     """A value that is there already, and how to get its gradients by the parameters."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, pull_back: Callable[[Tensor], list[Tensor]], *_: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor, pull_back: Callable[[Tensor], list[Tensor | None]], *_: Tensor) -> Tensor:
         ctx.pull_back = pull_back
         return value.view_as(value)
 

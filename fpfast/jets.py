@@ -7,8 +7,9 @@ computed by torch in float64.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,6 +61,8 @@ class Jets:
         self.terms: list[Term] = []  # the features, each once
         self.slopes = 0
         values = order(end)
+        if not any(isinstance(value, Linear) for value in values):
+            raise Unsupported("net: it has no matrix")
         self._find_terms(values)
         self.feature_count = sum(term.columns for term in self.terms)
         with torch.enable_grad():
@@ -196,7 +199,7 @@ class Jets:
             line = [OPS[step.op], step.rows, step.columns, self.place[step.out], self.place[step.a]]
             line += [NOTHING if step.b is None else self.place[step.b], out, a, b, a_adds, b_adds]
             line += [step.weights, step.transposed, step.bias, step.gradient, step.bias_gradient]
-            code.append([*line, max(step.slopes, 0), step.kind])
+            code.append([*line, step.slopes, step.kind])
             if step.op != "feature" and not in_place:
                 rows.give(out, step.rows)
         self.adjoints = rows.end
@@ -204,10 +207,18 @@ class Jets:
 
     # ------------------------------------------------------------------------------------------ what runs need
 
-    def settled(self) -> list[Tensor]:
-        """The constants' present values, float64, each with a graph to the parameters that it is made of."""
+    def settled(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """The constants' present values, float64, each with a graph to the parameters that it is made of.
+
+        Raises Unsupported where something else than ``parameters`` asks for a gradient.
+        """
         with torch.enable_grad():
-            return [constant() for constant in self.constants]
+            found = [constant() for constant in self.constants]
+            features = [self._features(torch.zeros(1, dtype=torch.float64))] if self.learned else []
+        known = {id(parameter) for parameter in parameters}
+        if any(id(leaf) not in known for leaf in _leaves([*found, *features])):
+            raise Unsupported("net: a tensor that is not one of its parameters asks for a gradient")
+        return found
 
     def weights(self, constants: list[Tensor], dtype: torch.dtype) -> Tensor:
         flat = torch.cat([constant.detach().reshape(-1) for constant in constants])
@@ -218,6 +229,7 @@ class Jets:
         if not self.terms:
             empty = torch.zeros(len(t), 0, dtype=torch.float64)
             return empty, empty
+        t = t.contiguous()
         one = torch.ones_like(t)
         with forward_ad.dual_level():
             dual = forward_ad.make_dual(t, one)
@@ -249,7 +261,7 @@ class Jets:
             "gradient_count": self.gradient_count,
         }
 
-    def backward(self, gradient: Tensor, constants: list[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
+    def backward(self, gradient: Tensor, constants: list[Tensor], parameters: Sequence[Tensor]) -> list[Tensor | None]:
         """The parameters' gradients from the engine's buffer."""
         grads = []
         for _, offset, rows, columns in self._gradients:
@@ -264,9 +276,32 @@ class Jets:
         return pull_back([constants[number] for number, *_ in self._gradients], grads, parameters)
 
 
-def pull_back(outputs: list[Tensor], grads: list[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
+def pull_back(outputs: list[Tensor], grads: list[Tensor], parameters: Sequence[Tensor]) -> list[Tensor | None]:
     """Autograd's share: from what parameters are made into, to the parameters."""
-    if not outputs or not parameters:
-        return [torch.zeros_like(p) for p in parameters]
-    found = torch.autograd.grad(outputs, parameters, grads, allow_unused=True, retain_graph=True)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+    pairs = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if output.requires_grad]
+    asking = [p for p in parameters if p.requires_grad]  # one may have been frozen since
+    if not pairs or not asking:
+        return [None] * len(parameters)
+    held, given = zip(*pairs, strict=True)
+    found = iter(torch.autograd.grad(held, asking, given, allow_unused=True, retain_graph=True))
+    return [next(found) if p.requires_grad else None for p in parameters]
+
+
+def add(a: list[Tensor | None], b: list[Tensor | None]) -> list[Tensor | None]:
+    """Gradients, item by item; None is nothing."""
+    return [y if x is None else x if y is None else x + y for x, y in zip(a, b, strict=True)]
+
+
+def _leaves(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
+    """What autograd would accumulate gradients in."""
+    stack: list[Any] = [tensor.grad_fn for tensor in tensors]
+    yield from (tensor for tensor in tensors if tensor.requires_grad and tensor.grad_fn is None)
+    seen = set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            yield node.variable
+        stack.extend(following for following, _ in node.next_functions)

@@ -13,7 +13,7 @@ from torch import Tensor
 from fpfast import fused_residual, noise
 from fpfast.divergence import ESTIMATORS, Backward, Martingale, make_probes
 from fpfast.errors import bad, integer, key, real
-from fpfast.points import Points
+from fpfast.points import DISTRIBUTIONS, Points, check_step
 from fpfast.residual import FORMS, pick
 from fpfast.score import Score
 from fpfast.sde import SDE, per_sample
@@ -119,7 +119,8 @@ def fp_regulariser(
         probes: of each estimate.
         seed: of the probes; give each step its own, or None for torch's default generator.
         value: s(x, t) with its graph, where it is known, as from :func:`dsm`: "martingale" and "finite_difference" then
-            evaluate the network once less. Others do not take it.
+            evaluate the network once less ("martingale" where no time is so near t_min that it moves it). Others do not
+            take it. Give ``h`` for a network whose outputs have 16 bits, since the value does not show that.
 
     Raises ValueError for arguments out of range, RuntimeError where a named estimator cannot differentiate the network.
     """
@@ -133,15 +134,20 @@ def fp_regulariser(
     t = torch.as_tensor(t, device=x.device)
     if t.ndim and t.shape != x.shape[:1]:
         raise bad("t", f"a number or shape ({len(x)},)", tuple(t.shape))
+    whole = x.shape
     x, t, seeds = x[:count], t[:count] if t.ndim else t, seeds[:count] if seeds.ndim else seeds
     form = key("form", form, FORMS)
     key("estimator", estimator, ("auto", *ESTIMATORS))
+    if not isinstance(score, Score):
+        raise TypeError(f"score: expected fpfast.Score(net, sde, predicts=...), got {type(score).__name__}")
+    key("distribution", distribution, DISTRIBUTIONS)
     if value is not None:
         if estimator not in WITH_VALUE:
             raise bad("value", f"None for the estimator {estimator!r}; one of {', '.join(WITH_VALUE)} takes it", "one")
-        if not isinstance(value, Tensor) or value[:count].shape != x.shape or value.dtype != x.dtype:
-            raise bad("value", f"{x.dtype} like x", getattr(value, "shape", type(value).__name__))
+        if not isinstance(value, Tensor) or value.shape != whole or value.dtype != x.dtype:
+            raise bad("value", f"{x.dtype} of shape {tuple(whole)} as x", getattr(value, "shape", type(value).__name__))
         value = value[:count]
+    check_step(score, h)
     engine = fused_residual.serve(score, x, form, "exact" if estimator == "auto" else estimator, True)
     if engine is not None:
         given = None if weighting == "uniform" else weight

@@ -78,8 +78,7 @@ class Points:
     ) -> None:
         if not isinstance(score, Score):
             raise TypeError(f"score: expected fpfast.Score(net, sde, predicts=...), got {type(score).__name__}")
-        if h is not None and not 0 < real("h", h) < score.sde.T - score.sde.t_min:
-            raise bad("h", f"a step in time below {score.sde.T - score.sde.t_min}, or None", h)
+        check_step(score, h)
         self.score, self.graph, self.h = score, graph, h
         self.seen_through = False  # the graph of the first derivative
         if not isinstance(x, Tensor) or x.ndim < 2 or x.dtype not in (torch.float32, torch.float64):
@@ -202,6 +201,12 @@ class Points:
             unit = torch.zeros_like(self.x)
             unit.flatten(1)[:, i] = 1
             yield unit
+
+
+def check_step(score: Score, h: float | None) -> None:
+    """Raises ValueError for a step that is not a length of time within the SDE's."""
+    if h is not None and not 0 < real("h", h) < score.sde.T - score.sde.t_min:
+        raise bad("h", f"a step in time below {score.sde.T - score.sde.t_min}, or None", h)
 
 
 def _nodes(tensor: Tensor) -> Iterator[Any]:

@@ -205,6 +205,73 @@ def test_structures(case, learned, served):
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_only_time_is_learned(case):
+    """No matrix has a gradient, features of time have."""
+    torch.manual_seed(8)
+    net = Everything(3, 19, 1 if case[1] else 3).requires_grad_(False)
+    net.embed.requires_grad_(True)
+    agrees(net, 3, fpfast.VP(), case, 1e-5)
+
+
+class Shifted(nn.Module):
+    """Time comes in with a shift that is learned, so that the feature's rate depends on no parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 12), nn.Linear(12, 1)
+        self.shift = nn.Parameter(torch.tensor([0.3]))
+
+    def forward(self, x, t):
+        return self.last(torch.tanh(self.first(torch.cat([x, t[:, None] + self.shift], dim=1))))
+
+
+def test_a_rate_without_parameters():
+    torch.manual_seed(8)
+    for case in [case for case in CASES if case[1]]:
+        agrees(Shifted(), 2, fpfast.VP(), case, 1e-5)
+
+
+def test_what_only_autograd_can_do(served):
+    """Hooks of parameters, and tensors that ask for gradients beside them: the module itself is differentiated."""
+    x, t = points(fpfast.OU(), 2)
+    torch.manual_seed(9)
+    net = Everything(2, 8, 1)
+    plain = copy.deepcopy(net)
+    for one in (net, plain):
+        one.factor.register_hook(lambda g: 2 * g)
+    held = [fpfast.Score(n, fpfast.OU(), "potential") for n in (fused.compile(net, 2), plain)]
+    gradients = [loss_and_gradients(score, x, t, form="log_density")[1] for score in held]
+    assert served.count == 0
+    assert error(*gradients) < 1e-5
+
+    class Beside(MLP):
+        def forward(self, x, t):
+            return super().forward(x, t) + torch.tanh(self.output(self.beside * torch.tanh(self.input(
+                torch.cat((x, t.reshape(-1, 1)), dim=1)))))  # fmt: skip
+
+    net = Beside(2, [8], potential=True)
+    net.register_buffer("beside", torch.ones(8, requires_grad=True))
+    score = fpfast.Score(fused.compile(net, 2), fpfast.OU(), "potential")
+    losses.fp_regulariser(score, x, t, form="log_density").backward()
+    assert served.count == 0
+    assert net.beside.grad is not None
+
+
+def test_networks_without_matrices(served):
+    """There is nothing to train; autograd has their residuals."""
+
+    class Plain(nn.Module):
+        def forward(self, x, t):
+            return x + x
+
+    score = fpfast.Score(fused.compile(Plain(), 2), fpfast.OU(), "score")
+    x, t = points(fpfast.OU(), 2)
+    want = fpfast.fp_residual(fpfast.Score(Plain(), fpfast.OU(), "score"), x, t).value
+    assert error([fpfast.fp_residual(score, x, t).value], [want]) < 1e-6
+    assert served.count == 0
+
+
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_frozen_parts(case):
     """Gradients of what asks for them."""
     torch.manual_seed(9)
@@ -246,12 +313,11 @@ def test_a_points_value_does_not_depend_on_its_neighbours(case):
     chosen, predicts = of_case(case)
     score = fpfast.Score(fused.compile(MLP(2, [32, 32], potential=case[1]), 2), fpfast.VP(), predicts)
     x, t = points(fpfast.VP(), 2, 200)
-    whole = fpfast.fp_residual(score, x, t, seed=1, **chosen).value
-    if "hutchinson" not in chosen["estimator"] and chosen["estimator"] != "taylor":
-        parts = [fpfast.fp_residual(score, x[k : k + 7], t[k : k + 7], **chosen).value for k in range(0, 200, 7)]
-        assert same_bits(whole, torch.cat(parts))
-    one = fpfast.fp_residual(score, x, t, seed=1, **chosen).value
-    assert same_bits(whole, one)
+    seeds = torch.arange(200)  # a probe of its own for each point, wherever it stands
+    whole = fpfast.fp_residual(score, x, t, seed=seeds, **chosen).value
+    cuts = [slice(k, k + 7) for k in range(0, 200, 7)]
+    parts = [fpfast.fp_residual(score, x[cut], t[cut], seed=seeds[cut], **chosen).value for cut in cuts]
+    assert same_bits(whole, torch.cat(parts))
 
 
 def test_parts_of_a_large_batch(monkeypatch):
@@ -322,9 +388,10 @@ def test_one_time_for_all():
     torch.manual_seed(12)
     score = fpfast.Score(fused.compile(MLP(2, [16], potential=True), 2), fpfast.OU(), "potential")
     x, _ = points(fpfast.OU(), 2)
-    a = fpfast.fp_residual(score, x, 0.5, form="log_density").value
-    b = fpfast.fp_residual(score, x, torch.full((len(x),), 0.5), form="log_density").value
-    assert same_bits(a, b)
+    for call in (losses.fp_regulariser, lambda *args, **options: fpfast.fp_residual(*args, **options).value):
+        want = call(score, x, torch.full((len(x),), 0.5), form="log_density").detach()
+        for one in (0.5, torch.tensor(0.5), torch.tensor(0.5, dtype=torch.float64).expand(len(x))):
+            assert same_bits(call(score, x, one, form="log_density").detach(), want)
 
 
 def test_composes_with_other_losses():
@@ -363,7 +430,7 @@ def test_any_function_of_the_residual():
 
 
 def test_changes_before_the_way_back():
-    """Changed points are noticed; changed parameters do not matter, the gradient is that of the value."""
+    """Changed points and learned features are noticed; other parameters do not matter, the gradient is the value's."""
     torch.manual_seed(14)
     score = fpfast.Score(fused.compile(MLP(2, [16], potential=True), 2), fpfast.OU(), "potential")
     x, t = points(fpfast.OU(), 2)
@@ -376,7 +443,19 @@ def test_changes_before_the_way_back():
     assert all(map(same_bits, want, torch.autograd.grad(value.sum(), parameters)))
     value = fpfast.fp_residual(score, x, t, **options).value
     x.add_(1)
-    with pytest.raises(RuntimeError, match="x, t: expected the points"):
+    with pytest.raises(RuntimeError, match="changed in place since then"):
+        value.sum().backward()
+    net = Everything(2, 8, 1)
+    score = fpfast.Score(fused.compile(net, 2), fpfast.OU(), "potential")
+    value = fpfast.fp_residual(score, x, t, **options).value
+    with torch.no_grad():
+        net.frequencies.mul_(2)
+    with pytest.raises(RuntimeError, match="changed in place since then"):
+        value.sum().backward()
+    seed = torch.tensor(3)
+    value = fpfast.fp_residual(score, x, t, **options, estimator="hutchinson", seed=seed).value
+    seed.add_(1)
+    with pytest.raises(RuntimeError, match="changed in place since then"):
         value.sum().backward()
 
 
@@ -430,8 +509,13 @@ def test_bad_arguments():
             call(score, x, t + 20, form="log_density")
         with pytest.raises(ValueError, match="probes"):
             call(score, x, t, form="log_density", estimator="hutchinson", probes=0)
-        with pytest.raises(ValueError, match="distribution"):
-            call(score, x, t, form="log_density", estimator="hutchinson", distribution="cauchy")
+        for estimator in ("exact", "hutchinson"):
+            with pytest.raises(ValueError, match="distribution"):
+                call(score, x, t, form="log_density", estimator=estimator, distribution="cauchy")
+        with pytest.raises(ValueError, match="h: expected"):
+            call(score, x, t, form="log_density", h=-1)
+        with pytest.raises(TypeError, match="score: expected"):
+            call(module_of(score), x, t)
         with pytest.raises(ValueError, match="x: expected shape"):
             call(score, torch.randn(40, 3), t, form="log_density")
     with torch.no_grad():
@@ -478,7 +562,7 @@ def test_native_calls_check_their_programs(monkeypatch):
         for column, name in enumerate(names):
             if name in without[op] or name in ("a_adds", "b_adds"):
                 continue
-            if op == "feature" and code[row, names.index("weights")] == -1 and name in ("columns", "transposed"):
+            if op == "feature" and code[row, names.index("weights")] == -1 and name == "transposed":
                 continue
             for wrong in (-7, 1 << 50):
                 program = code.clone()

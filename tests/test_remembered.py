@@ -194,3 +194,23 @@ def test_another_dimension():
         x, info = fpfast.sample(score, (4, d), steps=2, seed=0, return_info=True)
         assert x.shape == (4, d)
         assert info.fused
+
+
+def test_numbers_that_a_trace_looked_at():
+    """New values of parameters do not need a new trace, unless the forward computes with the values themselves."""
+
+    class Reads(Plain):
+        def forward(self, x, t):
+            return super().forward(x, t) * self._parameters["number"].item()
+
+    for kind, looked in ((Plain, False), (Reads, True)):
+        net = kind()
+        net.number = nn.Parameter(torch.tensor(2.0))
+        engine = fpfast.fused.compile(net, 2)
+        x, t = torch.randn(5, 2), torch.rand(5)
+        for _ in range(2):
+            with torch.no_grad():
+                net.number.mul_(3)
+                net.first.weight.mul_(0.5)
+                assert torch.allclose(engine(x, t), net(x, t), rtol=1e-5)
+        assert engine._looked == looked

@@ -18,6 +18,11 @@ namespace {
 // Of s = p x + q y and dX = a X dt + g dW.
 enum Coefficient { A, GAMMA, P, Q, P_RATE, Q_RATE, COEFFICIENTS };
 
+Columns columns_of(const Residual& run) {
+  const int64_t n = run.directions;
+  return {n, run.form == Form::potential ? 2 * n + 4 : run.form == Form::score ? 2 * n + 3 : n + 2};
+}
+
 template <class T>
 class PointTile {
  public:
@@ -25,8 +30,7 @@ class PointTile {
   using V = Vector<T>;
 
   PointTile(const Residual& run, T* memory, T* gradient) : run_(run), gradient_(gradient) {
-    const int64_t n = run.directions;
-    space_.columns = {n, run.form == Form::potential ? 2 * n + 4 : run.form == Form::score ? 2 * n + 3 : n + 2};
+    space_.columns = columns_of(run);
     space_.jets = memory;
     space_.adjoints = space_.jets + run.jets * space_.width();
     space_.slopes = space_.adjoints + run.adjoints * space_.width();
@@ -34,8 +38,7 @@ class PointTile {
   }
 
   static int64_t memory(const Residual& run) {
-    const int64_t n = run.directions;
-    const int64_t columns = run.form == Form::potential ? 2 * n + 4 : run.form == Form::score ? 2 * n + 3 : n + 2;
+    const int64_t columns = columns_of(run).count;
     int64_t widest = gradient_lanes;
     for (int64_t k = 0; k < run.instructions; ++k) widest = std::max(widest, run.program[k].columns + gradient_lanes);
     return ((run.jets + run.adjoints) * columns + run.slopes * slope_orders + turned_columns * widest) * L;
@@ -75,16 +78,16 @@ class PointTile {
 
   void load_points() {
     const int64_t d = run_.dimension, n = run_.directions, features = run_.feature_count;
-    const bool carries = run_.form == Form::score;  // the rate is d_t alone
-    const int coefficients = carries ? COEFFICIENTS : P;
+    const bool of_score = run_.form == Form::score;  // then the rate is d_t alone
+    const int coefficients = of_score ? COEFFICIENTS : P;
     for (int k = 0; k < coefficients; ++k)
       store(coef_[k], gather(static_cast<const T*>(run_.coef) + k * run_.samples, 1, 0));
-    store(space_.curvature, carries ? V{} : T(run_.share) * coef(GAMMA));
+    store(space_.curvature, of_score ? V{} : T(run_.share) * coef(GAMMA));
     std::fill_n(space_.jet(0), d * space_.width(), T(0));
     for (int64_t r = 0; r < d; ++r) {
       const V at = gather(run_.x, d, r);
       store(x(r, 0), at);
-      if (!carries) store(x(r, space_.columns.rate()), coef(A) * at);
+      if (!of_score) store(x(r, space_.columns.rate()), coef(A) * at);
       for (int64_t i = 0; i < n; ++i) {
         const T* probe = static_cast<const T*>(run_.probes) + i * run_.samples * d;
         store(x(r, 1 + i), run_.probes ? gather(probe, d, r) : broadcast(T(i == r)));
