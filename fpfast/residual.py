@@ -63,8 +63,8 @@ def fp_residual(
     Laplacian s), w = a x - g^2 s. The "log_density" form takes from the estimator what it says of div s.
 
     Args:
-        estimator: a key of ``ESTIMATORS``, or "auto": "exact" for networks of :func:`fpfast.fused.compile` (which have
-            their own kernels for it, see ``fused_residual.FUSED``) and for at most 16 dimensions if autograd goes
+        estimator: a key of ``ESTIMATORS``, or "auto": "exact" for networks of :func:`fpfast.fused.compile` up to d = 64
+            (which have their own kernels for it, see ``fused_residual.FUSED``) and for at most 16 dimensions if autograd goes
             through the network twice, else "martingale" (two more evaluations of the network, no derivatives of higher
             order). The result says which it was.
         h: the step in time of "martingale" and "finite_difference"; default: c std^2 / g^2 with c = 4 epsilon^(1/2) and
