@@ -169,8 +169,14 @@ class Fused:
 
         cpu = Cpu(self.level)
         trained = tuple(tensor.requires_grad for tensor in self._tensors)
-        jets = self.remembered(("jets", trained), lambda: Jets(self._end, self._source, cpu.jet_rows))
-        constants = self.remembered(("constants", trained), lambda: jets.settled(list(self.net.parameters())))
+
+        def make() -> Jets:
+            jets = Jets(self._end, self._source, cpu.jet_rows)
+            jets.check_leaves(list(self.net.parameters()))
+            return jets
+
+        jets = self.remembered(("jets", trained), make)
+        constants = self.remembered(("constants", trained), jets.settled)
         return jets, cpu, constants, self.remembered(("jet weights", dtype), lambda: jets.weights(constants, dtype))
 
     def remembered(self, key: Hashable, make: Callable[[], Any]) -> Any:

@@ -207,18 +207,18 @@ class Jets:
 
     # ------------------------------------------------------------------------------------------ what runs need
 
-    def settled(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """The constants' present values, float64, each with a graph to the parameters that it is made of.
-
-        Raises Unsupported where something else than ``parameters`` asks for a gradient.
-        """
+    def settled(self) -> list[Tensor]:
+        """The constants' present values, float64, each with a graph to the parameters that it is made of."""
         with torch.enable_grad():
-            found = [constant() for constant in self.constants]
+            return [constant() for constant in self.constants]
+
+    def check_leaves(self, parameters: Sequence[Tensor]) -> None:
+        """Raises Unsupported where something else than ``parameters`` asks for a gradient."""
+        with torch.enable_grad():
             features = [self._features(torch.zeros(1, dtype=torch.float64))] if self.learned else []
         known = {id(parameter) for parameter in parameters}
-        if any(id(leaf) not in known for leaf in _leaves([*found, *features])):
+        if any(id(leaf) not in known for leaf in _leaves([*self.settled(), *features])):
             raise Unsupported("net: a tensor that is not one of its parameters asks for a gradient")
-        return found
 
     def weights(self, constants: list[Tensor], dtype: torch.dtype) -> Tensor:
         flat = torch.cat([constant.detach().reshape(-1) for constant in constants])

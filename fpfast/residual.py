@@ -64,9 +64,9 @@ def fp_residual(
 
     Args:
         estimator: a key of ``ESTIMATORS``, or "auto": "exact" for networks of :func:`fpfast.fused.compile` up to d = 64
-            (which have their own kernels for it, see ``fused_residual.FUSED``) and for at most 16 dimensions if autograd goes
-            through the network twice, else "martingale" (two more evaluations of the network, no derivatives of higher
-            order). The result says which it was.
+            (which have kernels of their own, see ``fused_residual.FUSED``) and for at most 16 dimensions if autograd
+            goes through the network twice, else "martingale" (two more evaluations of the network, no derivatives of
+            higher order). The result says which it was.
         h: the step in time of "martingale" and "finite_difference"; default: c std^2 / g^2 with c = 4 epsilon^(1/2) and
             2 epsilon^(1/3), epsilon the dtype's. A smaller one loses digits (rounding grows with 1 / h), a larger one
             adds bias (which grows with h).

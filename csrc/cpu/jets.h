@@ -282,8 +282,7 @@ void back(int64_t rows, const T* z, const T* adjoint, T* out, bool adds, const T
   }
 }
 
-// ------------------------------------------------------------------------------------------------ gradients of
-// matrices
+// ------------------------------------------------------------------------------------------------ gradients
 
 #if defined(__AVX512F__)
 // 16 vectors, `from` apart, become 16 others, `to` apart: blocks of 4 x 4 are turned, then the square of blocks.
