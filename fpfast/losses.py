@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import islice
-from typing import Any, cast
+from typing import Literal, cast, overload
 
 import torch
 from torch import Tensor
@@ -48,6 +48,30 @@ def box(shape: tuple[int, ...], half_width: float, seed: noise.Seed = None) -> T
     return (2 * noise.uniform(seed, shape, stream="data") - 1) * half_width
 
 
+@overload
+def dsm(
+    score: Score,
+    x0: Tensor,
+    *,
+    weighting: str = ...,
+    t: Tensor | None = ...,
+    seed: noise.Seed = ...,
+    return_points: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def dsm(
+    score: Score,
+    x0: Tensor,
+    *,
+    weighting: str = ...,
+    t: Tensor | None = ...,
+    seed: noise.Seed = ...,
+    return_points: Literal[True],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+
+
 def dsm(
     score: Score,
     x0: Tensor,
@@ -56,7 +80,7 @@ def dsm(
     t: Tensor | None = None,
     seed: noise.Seed = None,
     return_points: bool = False,
-) -> Any:
+) -> Tensor | tuple[Tensor, Tensor, Tensor, Tensor]:
     """Denoising score matching: the mean over the batch of lambda(t) |s(x_t, t) - grad log p(x_t | x0)|^2, a scalar.
 
     x_t = alpha x0 + std z, so grad log p(x_t | x0) = -z / std (Vincent 2011; Song et al., arXiv 2011.13456, eq. 7).

@@ -164,3 +164,38 @@ def test_bad_input(call, message):
     score.net.forward = lambda x, t: -x
     with pytest.raises(ValueError, match=message):
         call(score)
+
+
+def test_a_shared_evaluation():
+    """dsm hands its points and the score there on; the regulariser is what it is without, for one call less."""
+    calls = []
+
+    class Counted(MLP):
+        def forward(self, x, t):
+            calls.append(len(x))
+            return super().forward(x, t)
+
+    torch.manual_seed(0)
+    net = Counted(3, [16], activation="tanh").double()
+    score = fpfast.Score(net, fpfast.VP(), "noise")
+    x0 = torch.randn(10, 3, dtype=torch.float64)
+    plain = losses.dsm(score, x0, seed=1)
+    loss, x, t, s = losses.dsm(score, x0, seed=1, return_points=True)
+    assert float(loss.detach()) == float(plain.detach())
+    assert torch.equal(s, score(x, t))
+    for options in ({"estimator": "martingale"}, {"estimator": "martingale", "unbiased": False, "fraction": 0.3},
+                    {"estimator": "martingale", "probes": 3}, {"estimator": "finite_difference"}):  # fmt: skip
+        found, counts = [], []
+        for value in (None, s):
+            calls.clear()
+            loss = losses.fp_regulariser(score, x, t, seed=2, value=value, **options)
+            counts.append(sum(calls))
+            gradients = torch.autograd.grad(loss, list(net.parameters()), retain_graph=True)
+            found.append(torch.cat([loss.detach().reshape(1), *(g.reshape(-1) for g in gradients)]))
+        assert torch.allclose(*found, rtol=1e-5, atol=1e-5)  # rounding, divided by h
+        used = round(options.get("fraction", 1) * 10)
+        assert counts[0] - counts[1] == used
+    with pytest.raises(ValueError, match="value: expected None for the estimator 'exact'"):
+        losses.fp_regulariser(score, x, t, estimator="exact", value=s)
+    with pytest.raises(ValueError, match=r"value: expected torch.float64 of shape"):
+        losses.fp_regulariser(score, x, t, estimator="martingale", value=s[:5])

@@ -7,6 +7,7 @@
 #include <new>
 #include <vector>
 
+#include "gradients.h"
 #include "jets.h"
 #include "levels.h"
 

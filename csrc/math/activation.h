@@ -126,8 +126,8 @@ FPFAST_FN Jet<typename M::F> gelu(typename M::F z, float) {
   // Derivatives of s(w(z)), then h'... = z s(w)'... + n s(w)'...
   const auto s1 = d.first * w1, s2 = M::fma(d.second, w1_2, d.first * w2);
   const auto s3 = M::fma(d.third * w1_2, w1, M::fma(d.second * (w1 * w2), 3.0f, d.first * w3));
-  const auto s4 = M::fma(d.fourth * w1_2, w1_2, M::fma(d.third * (w1_2 * w2), 6.0f,
-                                                       d.second * M::fma(w2 * w2, 3.0f, w1 * (4 * w3))));
+  const auto s4 = M::fma(d.fourth * w1_2, w1_2,
+                         M::fma(d.third * (w1_2 * w2), 6.0f, d.second * M::fma(w2 * w2, 3.0f, w1 * (4 * w3))));
   return {z * s.value, M::fma(z, s1, s.value), M::fma(z, s2, s1 * 2.0f), M::fma(z, s3, s2 * 3.0f),
           M::fma(z, s4, s3 * 4.0f)};
 }
@@ -137,8 +137,7 @@ FPFAST_FN Jet<typename M::F> tanh(typename M::F u, float) {
   typename M::F m, e;
   power_of_two_minus_1<M>(M::minus_absolute(u), m, e);  // e = e^(-2 |z|), tanh |z| = -m / (2 + m)
   const auto r = M::inverse(m + 2.0f);
-  const auto value = M::flip(m * r * -1.0f, M::as_bits(u)), first = e * r * r * 4.0f,
-             second = value * first * -2.0f;
+  const auto value = M::flip(m * r * -1.0f, M::as_bits(u)), first = e * r * r * 4.0f, second = value * first * -2.0f;
   return {value, first, second, first * M::fma(first, -6.0f, 4.0f), second * M::fma(first, -12.0f, 4.0f)};
 }
 
