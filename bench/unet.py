@@ -39,7 +39,7 @@ class Net(nn.Module):
         )
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.unet(x, 999 * t).sample  # type: ignore[no-any-return]
+        return self.unet(x, 999 * t).sample
 
 
 def score() -> fpfast.Score:
@@ -54,7 +54,7 @@ Loss = Callable[[fpfast.Score, Tensor, Tensor], Tensor]  # score, data, times
 
 
 def plain(score: fpfast.Score, x0: Tensor, t: Tensor) -> Tensor:
-    return losses.dsm(score, x0, weighting="noise", t=t)  # type: ignore[no-any-return]
+    return losses.dsm(score, x0, weighting="noise", t=t)
 
 
 def fp_diffusion(score: fpfast.Score, x0: Tensor, t: Tensor) -> Tensor:
@@ -73,13 +73,13 @@ def fp_diffusion(score: fpfast.Score, x0: Tensor, t: Tensor) -> Tensor:
     (gradient,) = torch.autograd.grad(rate.sum(), x, create_graph=True)
     eps = (score(x, t + h) - score(x, t - h)) / (2 * h) - gradient
     vector = g2 * (eps.flatten(1).norm(dim=1) / x[0].numel()) ** 2
-    return loss + 0.15 * vector.mean() + 0.01 * rate.norm()  # type: ignore[no-any-return]
+    return loss + 0.15 * vector.mean() + 0.01 * rate.norm()
 
 
 def ours(score: fpfast.Score, x0: Tensor, t: Tensor, *, unbiased: bool, fraction: float) -> Tensor:
     loss, x, t, s = losses.dsm(score, x0, weighting="noise", t=t, return_points=True)
     options = {"estimator": "martingale", "unbiased": unbiased, "fraction": fraction, "value": s}
-    return loss + 1e-3 * losses.fp_regulariser(score, x, t, **options)  # type: ignore[no-any-return]
+    return loss + 1e-3 * losses.fp_regulariser(score, x, t, **options)
 
 
 LOSSES: dict[str, Loss] = {
@@ -94,7 +94,7 @@ LOSSES: dict[str, Loss] = {
 
 def step(name: str) -> tuple[Run, str]:
     held, x0, loss = score(), data(), LOSSES[name]
-    parameters = list(held.net.parameters())  # type: ignore[attr-defined]
+    parameters = list(held.net.parameters())
     times = torch.linspace(0.1, 0.9, BATCH, dtype=torch.float64)
 
     def run() -> tuple[Tensor, ...]:

@@ -59,17 +59,17 @@ def loss_of(method: str, score: fpfast.Score, x0: Tensor) -> Tensor:
     loss, x, t, s = losses.dsm(score, x0, weighting="noise", return_points=True)
     alpha, fraction = METHODS[method]
     if method == "FP-Diffusion":
-        return loss + losses.fp_diffusion(score, x.detach(), t, alpha=alpha)  # type: ignore[no-any-return]
+        return loss + losses.fp_diffusion(score, x.detach(), t, alpha=alpha)
     if alpha:
         options = {"estimator": "martingale", "weighting": "likelihood", "fraction": fraction, "value": s}
         loss = loss + alpha / DIMENSION**2 * losses.fp_regulariser(score, x, t, **options)
-    return loss  # type: ignore[no-any-return]
+    return loss
 
 
 def train(method: str, seconds: float, seed: int, x0: Tensor) -> tuple[fpfast.Score, int]:
     torch.manual_seed(seed)
     score = fpfast.Score(Net(), fpfast.VP(), "noise")
-    parameters = list(score.net.parameters())  # type: ignore[attr-defined]
+    parameters = list(score.net.parameters())
     optimizer = torch.optim.Adam(parameters, lr=2e-3)
     steps, end = 0, time.perf_counter() + seconds
     while time.perf_counter() < end:
