@@ -29,9 +29,9 @@ from fpfast.sde import SDE
 Weighting = Callable[[SDE, Tensor], Tensor]  # lambda(t)
 
 LARGEST = 64  # dimension of exact residuals: the cost is one column of a jet for each
-POINTS = 1 << 17  # at most at a time, in one native call, and
-BLOCK = 1 << 13  # numbers that stay in cache
-WORK = 2e10  # about so many operations: a fraction of a second, after which Python may answer Ctrl-C
+POINTS = 1 << 17  # of one native call, at most; fewer where they are more than
+WORK = 2e10  # operations: a fraction of a second, after which Python may answer Ctrl-C
+BLOCK = 1 << 13  # times whose coefficients are made at once: they stay in cache
 
 
 @dataclass(frozen=True)
