@@ -21,7 +21,7 @@ from fpfast.traced import Unsupported, first_line
 
 # Numbers of csrc/kernels.h.
 OPS = {"linear": 0, "feature": 1, "activate": 2, "add": 3, "scale": 4}
-GRADIENT_LANES, NARROW = 16, 4
+GRADIENT_LANES, FEW = 16, 4
 
 
 @dataclass
@@ -43,8 +43,12 @@ class Step:
     kind: int = 0
 
 
-def _padded(columns: int) -> int:
-    return columns * GRADIENT_LANES if columns <= NARROW else -(-columns // GRADIENT_LANES) * GRADIENT_LANES
+def _narrow(rows: int, columns: int) -> bool:
+    return rows <= FEW or columns <= FEW
+
+
+def _padded(rows: int, columns: int) -> int:
+    return columns * GRADIENT_LANES if _narrow(rows, columns) else -(-columns // GRADIENT_LANES) * GRADIENT_LANES
 
 
 class Jets:
@@ -165,7 +169,7 @@ class Jets:
 
     def _gradient(self, rows: int, columns: int | None) -> int:
         """Room for the gradient of the constant that came last."""
-        size = rows * (GRADIENT_LANES if columns is None else _padded(columns))
+        size = rows * (GRADIENT_LANES if columns is None else _padded(rows, columns))
         self._gradients.append((len(self.constants) - 1, self.gradient_count, rows, columns))
         self.gradient_count += size
         return self.gradient_count - size
@@ -232,11 +236,11 @@ class Jets:
         t = t.contiguous()
         one = torch.ones_like(t)
         with forward_ad.dual_level():
-            dual = forward_ad.make_dual(t, one)
-            if len(t) == 0 or forward_ad.unpack_dual(dual[:1] * 1.0).tangent is not None:
-                found = forward_ad.unpack_dual(self._features(dual))
-                return found.primal, torch.zeros_like(found.primal) if found.tangent is None else found.tangent
-        # Forward mode is off, as in the forward of an autograd.Function; this turns it on, and takes longer.
+            found = forward_ad.unpack_dual(self._features(forward_ad.make_dual(t, one)))
+            if found.tangent is not None:
+                return found.primal, found.tangent
+        # Constant features, or forward mode is off, as in the forward of an autograd.Function; this turns it on, and
+        # takes longer.
         values, rates = torch.func.jvp(self._features, (t,), (one,))[:2]
         return values, rates
 
@@ -265,11 +269,11 @@ class Jets:
         """The parameters' gradients from the engine's buffer."""
         grads = []
         for _, offset, rows, columns in self._gradients:
-            size = GRADIENT_LANES if columns is None else _padded(columns)
+            size = GRADIENT_LANES if columns is None else _padded(rows, columns)
             block = gradient[offset : offset + rows * size]
             if columns is None:
                 grads.append(block.reshape(rows, size).sum(1))
-            elif columns <= NARROW:
+            elif _narrow(rows, columns):
                 grads.append(block.reshape(rows, columns, GRADIENT_LANES).sum(2))
             else:
                 grads.append(block.reshape(rows, size)[:, :columns])

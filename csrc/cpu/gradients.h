@@ -91,7 +91,7 @@ void outer_vectors(int64_t rows, T* gradient, int64_t padded, const T* adjoint, 
   for (; r < rows; ++r) outer_block<T, 1, V>(gradient + r * padded, padded, adjoint + r * width, width, turned, points);
 }
 
-// The same for a matrix of few columns: gradient[r][k][lane], to be added up by whoever reads it.
+// The same for a matrix of few rows or columns, not turned: gradient[r][k][lane], to be added up by whoever reads it.
 template <class T>
 void outer_narrow(int64_t rows, int64_t columns, T* gradient, const T* adjoint, const T* in, int64_t width,
                   int64_t first, int64_t last) {
@@ -122,8 +122,8 @@ template <class T>
 void outer(int64_t rows, int64_t columns, T* gradient, const T* adjoint, const T* in, int64_t width, T* turned,
            int64_t first, int64_t last) {
   constexpr int L = lanes_of<T>;
-  if (columns <= narrow) return outer_narrow(rows, columns, gradient, adjoint, in, width, first, last);
-  const int64_t padded = padded_columns(columns);
+  if (narrow(rows, columns)) return outer_narrow(rows, columns, gradient, adjoint, in, width, first, last);
+  const int64_t padded = padded_columns(rows, columns);
   for (; first < last; first += turned_columns) {
     const int64_t end = std::min<int64_t>(last, first + turned_columns), points = (end - first) * L;
     turn(columns, in, width, first, end, turned, padded);
