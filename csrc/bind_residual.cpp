@@ -35,8 +35,8 @@ void check(const Residual& run, int64_t weight_count) {
     require(!matrix || i.a_adjoint == nothing || within(i.transposed, used, weight_count),
             "program: weights are outside their buffer");
     require(optional(i.bias, i.rows, weight_count), "program: a bias is outside the weights");
-    require(optional(i.gradient, i.rows * (matrix ? padded_columns(i.rows, i.columns) : gradient_lanes), run.gradient_count) &&
-                optional(i.bias_gradient, i.rows * gradient_lanes, run.gradient_count),
+    require(optional(i.gradient, i.rows * (matrix ? i.columns : 1), run.gradient_count) &&
+                optional(i.bias_gradient, i.rows, run.gradient_count),
             "program: a gradient is outside its buffer");
     require(i.op != JetOp::activate || within(i.slopes, i.rows, run.slopes), "program: slopes are outside");
     require(i.kind >= 0 && i.kind <= 5, "program: an activation is not known");

@@ -130,15 +130,6 @@ struct JetInstruction {
   int64_t kind;                               // Activation
 };
 
-// A vector's gradient has so many numbers for each of its own, to be added up; so have those of matrices of a few rows
-// or columns. Others have their columns filled up to a multiple of it.
-constexpr int gradient_lanes = 16, few = 4;
-constexpr bool narrow(int64_t rows, int64_t columns) { return rows <= few || columns <= few; }
-constexpr int64_t padded_columns(int64_t rows, int64_t columns) {
-  return narrow(rows, columns) ? columns * gradient_lanes
-                               : (columns + gradient_lanes - 1) / gradient_lanes * gradient_lanes;
-}
-
 enum class Form : int {
   log_density = 0,         // a potential's R, along all d units
   log_density_probes = 1,  // a potential's R, along probes

@@ -19,9 +19,7 @@ from fpfast.assemble import ACTIVATIONS, NOTHING, Rows
 from fpfast.program import Activate, Add, Bias, Constant, Input, Linear, Scale, Term, Value, order
 from fpfast.traced import Unsupported, first_line
 
-# Numbers of csrc/kernels.h.
-OPS = {"linear": 0, "feature": 1, "activate": 2, "add": 3, "scale": 4}
-GRADIENT_LANES, FEW = 16, 4
+OPS = {"linear": 0, "feature": 1, "activate": 2, "add": 3, "scale": 4}  # numbers of csrc/kernels.h
 
 
 @dataclass
@@ -43,14 +41,6 @@ class Step:
     kind: int = 0
 
 
-def _narrow(rows: int, columns: int) -> bool:
-    return rows <= FEW or columns <= FEW
-
-
-def _padded(rows: int, columns: int) -> int:
-    return columns * GRADIENT_LANES if _narrow(rows, columns) else -(-columns // GRADIENT_LANES) * GRADIENT_LANES
-
-
 class Jets:
     """The program of ``end`` as a function of ``source``, with its buffers' sizes and the way back to parameters."""
 
@@ -61,7 +51,7 @@ class Jets:
         self._flat = 0
         self.weight_count = 0
         self.gradient_count = 0
-        self._gradients: list[tuple[int, int, int, int | None]] = []  # number of the constant, offset, rows, columns
+        self._gradients: list[tuple[int, int, tuple[int, ...]]] = []  # number of the constant, size, shape
         self.terms: list[Term] = []  # the features, each once
         self.slopes = 0
         values = order(end)
@@ -142,7 +132,7 @@ class Jets:
     def _matrix(self, matrix: Constant, rows: int, columns: int) -> tuple[int, int, int]:
         index = self._flat + torch.arange(rows * columns).reshape(rows, columns)
         trained = self._add(matrix, index)
-        gradient = self._gradient(rows, columns) if trained else NOTHING
+        gradient = self._gradient(index) if trained else NOTHING
         return self._pack(index), self._pack(index.mT), gradient
 
     def _vector(self, constant: Constant) -> tuple[int, int]:
@@ -152,7 +142,7 @@ class Jets:
         trained = self._add(constant, index)
         self._index.append(index)
         self.weight_count += size
-        return self.weight_count - size, self._gradient(size, None) if trained else NOTHING
+        return self.weight_count - size, self._gradient(index) if trained else NOTHING
 
     def _add(self, constant: Constant, index: Tensor) -> bool:
         """Takes the constant in, and says if it has a gradient."""
@@ -167,12 +157,11 @@ class Jets:
         self.weight_count += index.numel()
         return self.weight_count - index.numel()
 
-    def _gradient(self, rows: int, columns: int | None) -> int:
-        """Room for the gradient of the constant that came last."""
-        size = rows * (GRADIENT_LANES if columns is None else _padded(rows, columns))
-        self._gradients.append((len(self.constants) - 1, self.gradient_count, rows, columns))
-        self.gradient_count += size
-        return self.gradient_count - size
+    def _gradient(self, index: Tensor) -> int:
+        """Room for the gradient of the constant that came last, of the shape of ``index``."""
+        self._gradients.append((len(self.constants) - 1, index.numel(), tuple(index.shape)))
+        self.gradient_count += index.numel()
+        return self.gradient_count - index.numel()
 
     def _settle(self, steps: list[Step], end: Value, source: Input) -> Tensor:
         """Places of the adjoints, met in reverse: the first to come writes, the others add."""
@@ -267,17 +256,10 @@ class Jets:
 
     def backward(self, gradient: Tensor, constants: list[Tensor], parameters: Sequence[Tensor]) -> list[Tensor | None]:
         """The parameters' gradients from the engine's buffer."""
-        grads = []
-        for _, offset, rows, columns in self._gradients:
-            size = GRADIENT_LANES if columns is None else _padded(rows, columns)
-            block = gradient[offset : offset + rows * size]
-            if columns is None:
-                grads.append(block.reshape(rows, size).sum(1))
-            elif _narrow(rows, columns):
-                grads.append(block.reshape(rows, columns, GRADIENT_LANES).sum(2))
-            else:
-                grads.append(block.reshape(rows, size)[:, :columns])
-        return pull_back([constants[number] for number, *_ in self._gradients], grads, parameters)
+        numbers, sizes, shapes = zip(*self._gradients, strict=True) if self._gradients else ((), (), ())
+        parts = gradient[: self.gradient_count].split(sizes) if sizes else ()
+        grads = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+        return pull_back([constants[number] for number in numbers], grads, parameters)
 
 
 def pull_back(outputs: list[Tensor], grads: list[Tensor], parameters: Sequence[Tensor]) -> list[Tensor | None]:

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "network.h"
+#include "sums.h"
 
 namespace fpfast {
 namespace FPFAST_LEVEL {

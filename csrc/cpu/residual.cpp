@@ -1,15 +1,13 @@
 // Fokker-Planck residuals of recognised networks, and gradients of their losses. A vector of points goes through the
 // network and back while it stays in cache, so memory does not grow with the number of points.
 //
-// Sums over points are made in chunks whose size depends on the number of points alone, and chunks are added in their
-// order, in float64: a gradient has the same bits for every number of threads.
-#include <memory>
-#include <new>
+// Sums over points are made in chunks whose size depends on the number of points alone; see sums.h.
 #include <vector>
 
 #include "gradients.h"
 #include "jets.h"
 #include "levels.h"
+#include "sums.h"
 
 namespace fpfast {
 namespace FPFAST_LEVEL {
@@ -30,7 +28,7 @@ class PointTile {
   static constexpr int L = lanes_of<T>;
   using V = Vector<T>;
 
-  PointTile(const Residual& run, T* memory, T* gradient) : run_(run), gradient_(gradient) {
+  PointTile(const Residual& run, const Layout& layout, T* memory, T* sums) : run_(run), layout_(layout), sums_(sums) {
     space_.columns = columns_of(run);
     space_.jets = memory;
     space_.adjoints = space_.jets + run.jets * space_.width();
@@ -303,20 +301,20 @@ class PointTile {
       T* const a = i.a_adjoint == nothing || (parameters ? to_x : of_time) ? nullptr : space_.adjoint(i.a_adjoint);
       const bool adds = i.a_adds;
       if (parameters && i.bias_gradient != nothing)
-        row_sums<T>(i.rows, gradient_ + i.bias_gradient, out, nullptr, width, 1);
+        row_sums<T>(i.rows, sums_ + layout_.bias(k), out, nullptr, width, 1);
       if (i.b != nothing && i.b_adjoint != nothing && !(parameters && i.b_adjoint < run_.dimension))
         copy_columns<T>(i.rows, space_.adjoint(i.b_adjoint), out, nullptr, width, i.b_adds, 0, last);
       switch (i.op) {
         case JetOp::linear:
           if (parameters && i.gradient != nothing)
-            outer(i.rows, i.columns, gradient_ + i.gradient, out, in, width, space_.turned, 0, last);
+            outer(i.rows, i.columns, sums_ + layout_.matrix(k), out, in, width, space_.turned, 0, last);
           if (a) multiply(i.columns, i.rows, a, out, weights + i.transposed, width, adds ? a : nullptr, 0, last);
           break;
         case JetOp::feature:
           for (const int64_t column : {int64_t(0), rate}) {
             if (!parameters) break;
             if (i.gradient != nothing)
-              outer(i.rows, i.columns, gradient_ + i.gradient, out, in, width, space_.turned, column, column + 1);
+              outer(i.rows, i.columns, sums_ + layout_.matrix(k), out, in, width, space_.turned, column, column + 1);
             if (a && i.weights == nothing)
               copy_columns<T>(i.rows, a, out, nullptr, width, adds, column, column + 1);
             else if (a)
@@ -331,7 +329,7 @@ class PointTile {
           if (a) copy_columns<T>(i.rows, a, out, nullptr, width, adds, 0, last);
           break;
         case JetOp::scale:
-          if (parameters && i.gradient != nothing) row_sums(i.rows, gradient_ + i.gradient, out, in, width, last);
+          if (parameters && i.gradient != nothing) row_sums(i.rows, sums_ + layout_.matrix(k), out, in, width, last);
           if (a) copy_columns(i.rows, a, out, weights + i.weights, width, adds, 0, last);
           break;
       }
@@ -345,8 +343,9 @@ class PointTile {
   }
 
   const Residual& run_;
+  const Layout& layout_;
   Workspace<T> space_;
-  T* gradient_;
+  T* sums_;
   int64_t start_ = 0, count_ = 0;
   alignas(64) T coef_[COEFFICIENTS][L];
 };
@@ -368,35 +367,28 @@ void run_all(const Residual& run, int threads) {
   const int64_t vectors = (run.samples + L - 1) / L;
   const std::vector<int64_t> starts = chunks_of(vectors);
   const int64_t chunks = int64_t(starts.size()) - 1;
-  const int64_t sums = run.gradient ? run.gradient_count : 0;
+  const Layout layout(run);
+  Sums<T> sums(chunks, layout.count());
   bool short_of_memory = false;
-  double loss = 0;
 #pragma omp parallel num_threads(int(std::min<int64_t>(threads, chunks))) reduction(|| : short_of_memory)
   {
-    const int64_t memory = PointTile<T>::memory(run);
-    const size_t bytes = size_t(memory + sums) * sizeof(T);
-    T* workspace = static_cast<T*>(::operator new(bytes, std::align_val_t(64), std::nothrow));
-    short_of_memory = workspace == nullptr;
-    T* gradient = workspace + memory;
-#pragma omp for ordered schedule(dynamic)
+    const Memory<T> workspace = memory_of<T>(PointTile<T>::memory(run));
+#pragma omp for schedule(dynamic)
     for (int64_t n = 0; n < chunks; ++n) {
-      double part = 0;
-      if (workspace) {
-        std::fill_n(gradient, sums, T(0));
-        PointTile<T> tile(run, workspace, gradient);
-        for (int64_t v = starts[n]; v < starts[n + 1]; ++v) part += tile.points(v * L);
+      Memory<T> own = sums.fresh();
+      if (!workspace || !own) {
+        short_of_memory = true;
+        continue;
       }
-#pragma omp ordered
-      {
-        loss += part;
-        if (workspace)
-          for (int64_t k = 0; k < sums; ++k) run.gradient[k] += double(gradient[k]);
-      }
+      PointTile<T> tile(run, layout, workspace.get(), own.get());
+      double loss = 0;
+      for (int64_t v = starts[n]; v < starts[n + 1]; ++v) loss += tile.points(v * L);
+      sums.add(n, std::move(own), loss);
     }
-    ::operator delete(workspace, std::align_val_t(64));
   }
   if (short_of_memory) throw std::bad_alloc();
-  if (run.loss) *run.loss += loss;
+  if (run.loss) *run.loss += sums.loss();
+  if (run.gradient) layout.fold(sums.total(), run.gradient);
 }
 
 }  // namespace
