@@ -67,6 +67,7 @@ FPFAST_FN void outer_block(T* gradient, int64_t padded, const T* adjoint, int64_
   FPFAST_UNROLL
   for (int r = 0; r < R; ++r) FPFAST_UNROLL
   for (int v = 0; v < V; ++v) sum[r][v] = load(gradient + r * padded + v * L);
+#pragma GCC unroll 4
   for (int64_t p = 0; p < points; ++p, turned += padded) {
     Vector<T> x[V];
     FPFAST_UNROLL

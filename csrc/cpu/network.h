@@ -44,6 +44,7 @@ FPFAST_FN void matrix_block(T* out, const T* w, const T* in, int64_t columns, in
   FPFAST_UNROLL
   for (int r = 0; r < R; ++r) FPFAST_UNROLL
   for (int p = 0; p < P; ++p) sum[r][p] = Vector<T>{};
+#pragma GCC unroll 4
   for (int64_t k = 0; k < columns; ++k, in += width, w += R) {
     Vector<T> x[P];
     FPFAST_UNROLL
