@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable
@@ -59,6 +60,8 @@ def measure(case: Case, threads: int, repeats: int, peak: float) -> list[Row]:
             runs[side], rows[side].remark = prepare()
         except Exception as error:  # of whatever kind: the table says so in place of a time
             rows[side].failed = f"{type(error).__name__}: {error}".splitlines()[0][:160]
+    gc.collect()
+    gc.freeze()  # a user's process has not the objects of all peers, which a collection would walk through
     times = dict.fromkeys(runs, 1)
     for _ in range(repeats):
         for side, run in runs.items():

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,7 @@ class Fused:
         net: the module.
         dimension: d, columns of x.
         time_column: the module takes t of shape (B, 1).
+        parameters: the module's, as of the last refresh.
     """
 
     def __init__(self, net: nn.Module, dimension: int, level: str | None = None) -> None:
@@ -59,6 +61,7 @@ class Fused:
     def _recognise(self) -> None:
         self._tensors: list[Tensor] = []  # so that a refusal is repeated by the next refresh
         self._end, self._source, self.flat, self._looked = recognise(self.net, self.dimension, self.time_column)
+        self.parameters = list(self.net.parameters())
         self._check_finite()
         self._ends: dict[str, Value] = {"output": self._end}
         self._remembered: dict[Any, Any] = {}
@@ -103,12 +106,10 @@ class Fused:
         self._answers = {}
 
     def _check_finite(self) -> None:
-        held = dict(self.net.named_parameters())
-        if not held or bool(
-            torch.cat([parameter.detach().reshape(-1) for parameter in held.values()]).isfinite().all()
-        ):
-            return
-        for name, parameter in held.items():
+        numbers = [parameter.detach().reshape(-1) for parameter in self.parameters]
+        if not numbers or math.isfinite(torch.cat(numbers).sum(dtype=torch.float64).item()):
+            return  # a sum is not finite where a number is not, and costs a fifth of asking each of them
+        for name, parameter in self.net.named_parameters():
             if not bool(parameter.isfinite().all()):
                 self._tensors = []  # so that the refusal is repeated by the next refresh
                 raise bad("net", "finite parameters", f"NaN or infinity in {name!r}")

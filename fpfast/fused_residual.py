@@ -64,9 +64,9 @@ def serve(score: Score, x: Tensor, form: str, estimator: str, graph: bool = Fals
         raise bad("x", f"shape (B, {net.dimension})", tuple(x.shape))
     if (graph and x.requires_grad) or (not found.probes and net.dimension > LARGEST):
         return None
-    if any(p._backward_hooks for p in net.net.parameters()):
-        return None  # they would be called twice
     net.refresh()
+    if any(p._backward_hooks for p in net.parameters):
+        return None  # they would be called twice
     if net.outputs != (1 if score.predicts == "potential" else net.dimension):
         return None  # autograd's way says what is wrong with it
     try:
@@ -81,7 +81,7 @@ class FusedResidual:
     def __init__(self, score: Score, net: Fused, form: Form, dtype: torch.dtype) -> None:
         self.score, self.form, self.dtype = score, form, dtype
         self.jets, self.cpu, self.constants, self.weights = net.jets(dtype)
-        self.parameters = [p for p in net.net.parameters() if p.requires_grad]
+        self.parameters = [p for p in net.parameters if p.requires_grad]
 
     def values(self, x: Tensor, t: Tensor, probes: Probes | None) -> Tensor:
         """The residual at x (B, d) and times t, a number or (B,), shape of x or (B,).

@@ -19,6 +19,13 @@ from fpfast.assemble import ACTIVATIONS, NOTHING, Rows
 from fpfast.program import Activate, Add, Bias, Constant, Input, Linear, Scale, Term, Value, order
 from fpfast.traced import Unsupported, first_line
 
+# Steps of autograd that copy numbers, or read them in another order.
+COPIES = {
+    *("AccumulateGrad", "Alias", "Expand", "ReshapeAlias", "Select", "Slice", "Squeeze", "T", "ToCopy", "Transpose"),
+    *("Unsqueeze", "View"),
+}
+EXACT = 1 << 24  # whole numbers below have a float32
+
 OPS = {"linear": 0, "feature": 1, "activate": 2, "add": 3, "scale": 4}  # numbers of csrc/kernels.h
 
 
@@ -212,6 +219,31 @@ class Jets:
         known = {id(parameter) for parameter in parameters}
         if any(id(leaf) not in known for leaf in _leaves([*self.settled(), *features])):
             raise Unsupported("net: a tensor that is not one of its parameters asks for a gradient")
+        self._sources = self._find_sources([p for p in parameters if p.requires_grad])
+
+    def _find_sources(self, parameters: Sequence[Tensor]) -> list[Tensor | None] | None:
+        """For each parameter where in the engine's gradient its own lies, of the parameter's shape, or None: nowhere.
+
+        None for all where numbers of a matrix are not just numbers of a parameter. It saves a way back by autograd,
+        which takes as long as 1,000 points of a small network.
+        """
+        settled = self.settled()
+        trained = [settled[number] for number, *_ in self._gradients]
+        plain = all(_step(node) in COPIES for node in _nodes(trained))
+        if not plain or self.gradient_count >= EXACT or any(p.dtype.itemsize < 4 for p in parameters):
+            return None
+        numbers = torch.arange(1.0, self.gradient_count + 1, dtype=torch.float64)
+        places = pull_back(trained, self._split(numbers), parameters)
+        uses = pull_back(trained, self._split(torch.ones_like(numbers)), parameters)
+        if any(use is not None and bool((use > 1).any()) for use in uses):
+            return None
+        nowhere = self.gradient_count  # where the engine's buffer has a 0
+        return [None if p is None else torch.where(p > 0, p.long() - 1, nowhere) for p in places]
+
+    def _split(self, gradient: Tensor) -> list[Tensor]:
+        """The gradients of constants, side by side, each in its shape."""
+        parts = gradient.split([size for _, size, _ in self._gradients])
+        return [part.reshape(shape) for part, (_, _, shape) in zip(parts, self._gradients, strict=True)]
 
     def weights(self, constants: list[Tensor], dtype: torch.dtype) -> Tensor:
         flat = torch.cat([constant.detach().reshape(-1) for constant in constants])
@@ -255,11 +287,12 @@ class Jets:
         }
 
     def backward(self, gradient: Tensor, constants: list[Tensor], parameters: Sequence[Tensor]) -> list[Tensor | None]:
-        """The parameters' gradients from the engine's buffer."""
-        numbers, sizes, shapes = zip(*self._gradients, strict=True) if self._gradients else ((), (), ())
-        parts = gradient[: self.gradient_count].split(sizes) if sizes else ()
-        grads = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
-        return pull_back([constants[number] for number in numbers], grads, parameters)
+        """The parameters' gradients from the engine's buffer, which ends with a 0."""
+        if self._sources is None:
+            trained = [constants[number] for number, *_ in self._gradients]
+            return pull_back(trained, self._split(gradient[:-1]), parameters)
+        pairs = zip(parameters, self._sources, strict=True)
+        return [None if source is None or not p.requires_grad else gradient[source].to(p.dtype) for p, source in pairs]
 
 
 def pull_back(outputs: list[Tensor], grads: list[Tensor], parameters: Sequence[Tensor]) -> list[Tensor | None]:
@@ -280,14 +313,23 @@ def add(a: list[Tensor | None], b: list[Tensor | None]) -> list[Tensor | None]:
 
 def _leaves(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
     """What autograd would accumulate gradients in."""
-    stack: list[Any] = [tensor.grad_fn for tensor in tensors]
     yield from (tensor for tensor in tensors if tensor.requires_grad and tensor.grad_fn is None)
+    yield from (node.variable for node in _nodes(tensors) if hasattr(node, "variable"))
+
+
+def _nodes(tensors: Sequence[Tensor]) -> Iterator[Any]:
+    """Autograd's steps on the way to the tensors, each once."""
+    stack: list[Any] = [tensor.grad_fn for tensor in tensors]
     seen = set()
     while stack:
         node = stack.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):
-            yield node.variable
+        yield node
         stack.extend(following for following, _ in node.next_functions)
+
+
+def _step(node: Any) -> str:
+    """Its operation: "Slice" of SliceBackward0."""
+    return str(node.name()).rpartition("::")[2].rstrip("0123456789").removesuffix("Backward")

@@ -37,11 +37,10 @@ class Bias:
 
     def __call__(self, t: Tensor) -> Tensor:
         """At times [n]: [n, rows], float64."""
-        total = torch.zeros(len(t), self.rows, dtype=torch.float64)
-        for term in self.terms:
-            value = term.compute(t)
-            total = total + (value if term.matrix is None else value @ term.matrix().mT)
-        return total
+        values = [term.compute(t) if term.matrix is None else term.compute(t) @ term.matrix().mT for term in self.terms]
+        if len(values) == 1 and values[0].shape == (len(t), self.rows):
+            return values[0]
+        return sum(values, torch.zeros(len(t), self.rows, dtype=torch.float64))
 
 
 @dataclass(eq=False)
