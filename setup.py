@@ -30,7 +30,8 @@ KERNEL_FLAGS = [
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
 ]
 CPU_SOURCES = ("kernels", "trajectory", "residual")
-BINDINGS = ("bindings", "bind_residual")
+BINDINGS = ("bindings", "bind_pairs", "bind_residual")
+CUDA_SOURCES = ("combine", "pairs")
 CUDA_ARCHITECTURES = ("80", "90", "100", "120")
 
 
@@ -87,8 +88,8 @@ class BuildNative(build_ext):
                 self.spawn([*command, "-c", str(ROOT / f"csrc/cpu/{source}.cpp"), "-o", str(objects[-1])])
         defines = ["-DFPFAST_X86"] if X86 else []
         libraries: list[str] = []
-        if (cuda_object := self.build_cuda(temporary)) is not None:
-            objects.append(cuda_object)
+        if cuda_objects := self.build_cuda(temporary):
+            objects += cuda_objects
             defines.append("-DFPFAST_CUDA")
             libraries = [str(self.cuda_runtime), "-ldl", "-lrt", "-lpthread"]
         for name in BINDINGS:
@@ -101,10 +102,10 @@ class BuildNative(build_ext):
             [*self.compiler.linker_so, *map(str, objects), *libraries, "-fopenmp", "-lstdc++", "-o", str(target)]
         )
 
-    def build_cuda(self, temporary: Path) -> Path | None:
+    def build_cuda(self, temporary: Path) -> list[Path]:
         cuda, compiler = wanted("FPFAST_CUDA"), nvcc()
         if cuda == "0" or (cuda == "auto" and compiler is None):
-            return None
+            return []
         if compiler is None:
             sys.exit("FPFAST_CUDA=1: expected nvcc on PATH or under CUDA_HOME, found none")
         try:
@@ -113,9 +114,9 @@ class BuildNative(build_ext):
             if cuda == "1":
                 raise
             self.warn(f"fpfast is built without its CUDA kernels: {error}")
-            return None
+            return []
 
-    def compile_cuda(self, compiler: str, temporary: Path) -> Path:
+    def compile_cuda(self, compiler: str, temporary: Path) -> list[Path]:
         # nvcc knows where its libraries are, wherever it is installed and whatever wraps it.
         plan = subprocess.run([compiler, "-dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
         folders = [Path(word.strip('"')) for word in re.findall(r"-L(\S+)", plan)]
@@ -127,10 +128,13 @@ class BuildNative(build_ext):
         usable = [number for number in CUDA_ARCHITECTURES if f"sm_{number}" in known.split()]
         targets = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in usable]
         newest = f"-gencode=arch=compute_{usable[-1]},code=compute_{usable[-1]}"  # PTX for GPUs yet to come
-        output = temporary / "cuda_combine.o"
         flags = ["-std=c++17", "-O3", "-fmad=false", "-cudart=static", "-Xcompiler=-fPIC,-fvisibility=hidden"]
-        self.spawn([compiler, *flags, *targets, newest, "-c", str(ROOT / "csrc/cuda/combine.cu"), "-o", str(output)])
-        return output
+        outputs = {source: temporary / f"cuda_{source}.o" for source in CUDA_SOURCES}
+        for source, output in outputs.items():
+            self.spawn(
+                [compiler, *flags, *targets, newest, "-c", str(ROOT / f"csrc/cuda/{source}.cu"), "-o", str(output)]
+            )
+        return list(outputs.values())
 
 
 setup(ext_modules=[Pybind11Extension("fpfast._native", ["csrc/bindings.cpp"])], cmdclass={"build_ext": BuildNative})

@@ -52,15 +52,6 @@ void require(bool ok, const char* message) {
   if (!ok) throw py::value_error(message);
 }
 
-namespace {
-
-std::vector<std::string> level_names() {
-  std::vector<std::string> names;
-  for (const Level& one : levels())
-    if (one.runs_here) names.push_back(one.name);
-  return names;
-}
-
 void check_sizes(int64_t samples, int64_t elements, int64_t first_sample, int64_t draw) {
   require(samples >= 0 && elements >= 0, "samples, elements: expected sizes that are not negative");
   require(elements <= (int64_t(1) << 34), "elements: expected at most 2^34 in one sample");
@@ -73,6 +64,15 @@ Noise make_noise(uintptr_t seeds, bool per_sample, int64_t first_sample, int str
   require(stream >= 0 && stream < (1 << 16), "stream: expected 16 bits");
   return {reinterpret_cast<const uint64_t*>(seeds), per_sample, uint64_t(first_sample), uint32_t(stream),
           uint32_t(draw)};
+}
+
+namespace {
+
+std::vector<std::string> level_names() {
+  std::vector<std::string> names;
+  for (const Level& one : levels())
+    if (one.runs_here) names.push_back(one.name);
+  return names;
 }
 
 Combine make_combine(uintptr_t out, const std::vector<std::tuple<uintptr_t, int>>& operands, uintptr_t coef,
@@ -129,32 +129,6 @@ void cpu_noise(const std::string& level, uintptr_t out, int kind, uintptr_t seed
   prefer_large_pages(reinterpret_cast<void*>(out), 4 * samples * elements);
   py::gil_scoped_release release;
   kernels.noise(reinterpret_cast<float*>(out), Kind(kind), noise, samples, elements, threads < 1 ? 1 : threads);
-}
-
-// One of pair, defect, product, probe_dot, probe_times; what an op does not take is null.
-void cpu_probed(const std::string& level, const std::string& op, uintptr_t out, uintptr_t norms, uintptr_t x,
-                uintptr_t y, uintptr_t z, uintptr_t coef, int kind, uintptr_t seeds, bool seeds_per_sample,
-                int64_t first_sample, int stream, int64_t draw, int64_t samples, int64_t elements, int threads) {
-  check_sizes(samples, elements, first_sample, draw);
-  require(kind >= 0 && kind <= int(Kind::rademacher), "kind: expected 0 to 2");
-  const Noise noise = make_noise(seeds, seeds_per_sample, first_sample, stream, draw);
-  const auto at = [](uintptr_t address) { return reinterpret_cast<float*>(address); };
-  const Probed run = {at(out), at(norms), at(x), at(y), at(z), at(coef), Kind(kind), noise, samples, elements};
-  const bool drawn = op == "pair" || op == "probe_dot" || op == "probe_times";
-  const bool some = samples > 0 && elements > 0;
-  require(
-      !some || (out && (!drawn || seeds) && (x || op == "probe_times") && (coef || op == "probe_dot") &&
-                (y || op == "probe_dot" || op == "probe_times") && (norms || op != "defect") && (z || op != "product")),
-      "a pointer is null");
-  const CpuKernels& kernels = kernels_of(level);
-  const auto kernel = op == "pair"        ? kernels.pair
-                      : op == "defect"    ? kernels.defect
-                      : op == "product"   ? kernels.product
-                      : op == "probe_dot" ? kernels.probe_dot
-                                          : kernels.probe_times;
-  require(drawn || op == "defect" || op == "product", "op: expected the name of one");
-  py::gil_scoped_release release;
-  kernel(run, threads < 1 ? 1 : threads);
 }
 
 int block_rows(const std::string& level) { return kernels_of(level).block_rows; }
@@ -279,8 +253,8 @@ PYBIND11_MODULE(_native, m) {
   m.def("levels", level_names, "Instruction-set levels that this processor runs, best first.");
   m.def("cpu_combine", cpu_combine);
   m.def("cpu_noise", cpu_noise);
-  m.def("cpu_probed", cpu_probed);
   m.def("cpu_trajectory", cpu_trajectory);
+  bind_pairs(m);
   bind_residual(m);
   m.def("block_rows", block_rows, "Rows of a matrix that a level packs together.");
   m.def("jet_rows", jet_rows, "The same for cpu_residual.");

@@ -19,12 +19,7 @@ def cpu_noise(
 def cpu_probed(
     level: str,
     op: str,
-    out: int,
-    norms: int,
-    x: int,
-    y: int,
-    z: int,
-    coef: int,
+    addresses: dict[str, int],  # by their names in csrc/kernels.h
     kind: int,
     seeds: int,
     seeds_per_sample: bool,
@@ -35,6 +30,21 @@ def cpu_probed(
     elements: int,
     threads: int,
 ) -> None: ...
+def cuda_probed(
+    op: str,
+    addresses: dict[str, int],
+    kind: int,
+    seeds: int,
+    seeds_per_sample: bool,
+    first_sample: int,
+    stream: int,
+    draw: int,
+    samples: int,
+    elements: int,
+    scratch: int,
+    cuda_stream: int,
+) -> None: ...
+def cuda_parts(elements: int) -> int: ...
 def cpu_combine(
     level: str,
     out: int,

@@ -1,7 +1,6 @@
 """Who does the arithmetic: the table of backends and the rule that picks one.                              BACKENDS
 
-A backend is an object with functions that have the names and signatures of those in :mod:`fpfast.reference`, of all of
-them or of some.
+A backend is an object with functions that have the names and signatures of those in :mod:`fpfast.reference`.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
@@ -45,7 +45,6 @@ class Backend:
     dtypes: tuple[torch.dtype, ...]  # of the state
     missing: Callable[[], str | None]  # what stands in the way on this machine, and the command that mends it
     load: Callable[[], Any]
-    ops: tuple[str, ...]  # what it has
 
 
 def _native_error() -> str | None:
@@ -100,19 +99,25 @@ def _load_cuda() -> Any:
 
 
 def _load_triton() -> Any:
-    from fpfast.kernels import combine
+    from fpfast.kernels import combine, pairs
 
-    return combine
+    return SimpleNamespace(
+        noise=combine.noise,
+        combine=combine.combine,
+        pair=pairs.pair,
+        defect=pairs.defect,
+        product=pairs.product,
+        probe_dot=pairs.probe_dot,
+        probe_times=pairs.probe_times,
+    )
 
 
 SINGLE = (torch.float32,)
-STEPS = ("noise", "combine")
-PAIRS = ("pair", "defect", "product", "probe_dot", "probe_times")
 BACKENDS: dict[str, Backend] = {  # in order of preference
-    "cpu": Backend(("cpu",), SINGLE, _no_native, _load_cpu, STEPS + PAIRS),
-    "cuda": Backend(("cuda",), SINGLE, _no_cuda, _load_cuda, STEPS),
-    "triton": Backend(("cuda",), SINGLE, _no_triton, _load_triton, STEPS),
-    "reference": Backend((), (torch.float32, torch.float64), lambda: None, _load_reference, STEPS + PAIRS),
+    "cpu": Backend(("cpu",), SINGLE, _no_native, _load_cpu),
+    "cuda": Backend(("cuda",), SINGLE, _no_cuda, _load_cuda),
+    "triton": Backend(("cuda",), SINGLE, _no_triton, _load_triton),
+    "reference": Backend((), (torch.float32, torch.float64), lambda: None, _load_reference),
 }
 
 
@@ -128,11 +133,9 @@ def usable(name: str, device: Any) -> torch.device:
     return found
 
 
-def obstacle(name: str, device: str, dtype: torch.dtype, op: str = "combine") -> str | None:
-    """Why backend ``name`` cannot serve ``op`` on states of this kind; None where it can."""
+def obstacle(name: str, device: str, dtype: torch.dtype) -> str | None:
+    """Why backend ``name`` cannot serve states of this kind; None where it can."""
     backend = BACKENDS[name]
-    if op not in backend.ops:
-        return f"it has no kernel for {op}; the backend 'reference' has"
     if backend.devices and device not in backend.devices:
         return f"it serves tensors on {' or '.join(backend.devices)}"
     if dtype not in backend.dtypes:
@@ -140,7 +143,7 @@ def obstacle(name: str, device: str, dtype: torch.dtype, op: str = "combine") ->
     return backend.missing()
 
 
-def pick(name: str, device: str, dtype: torch.dtype, op: str = "combine") -> str:
+def pick(name: str, device: str, dtype: torch.dtype) -> str:
     """The backend to use: ``name`` itself, or for "auto" the first of the table that serves this device and dtype.
 
     Raises ValueError for an unknown name or a dtype that no backend serves, RuntimeError when a named backend cannot
@@ -148,10 +151,10 @@ def pick(name: str, device: str, dtype: torch.dtype, op: str = "combine") -> str
     """
     if key("backend", name, ["auto", *BACKENDS]) == "auto":
         for candidate in BACKENDS:
-            if obstacle(candidate, device, dtype, op) is None:
+            if obstacle(candidate, device, dtype) is None:
                 return candidate
         raise unknown("dtype", dtype, map(str, BACKENDS["reference"].dtypes))
-    if (reason := obstacle(name, device, dtype, op)) is not None:
+    if (reason := obstacle(name, device, dtype)) is not None:
         raise RuntimeError(f"backend: {name!r} cannot serve a {dtype} state on {device}: {reason}")
     return name
 

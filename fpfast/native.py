@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from fpfast.reference import Key
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 Port = tuple[Tensor, int]  # [samples, rows] and its first row in the workspace
 KINDS = {"normal": 0, "uniform": 1, "rademacher": 2}
+SUMS = ("defect", "product", "probe_dot")  # of these every sample has one
 
 
 def _key(key: Key | None) -> tuple[int, bool, int, int, int]:
@@ -33,7 +35,36 @@ def _ports(ports: list[Port]) -> list[tuple[int, int, int]]:
     return [(tensor.data_ptr(), row, tensor.shape[1]) for tensor, row in ports]
 
 
-class Cpu:
+class _Pairs(ABC):
+    """The ops of pairs and probes, which all devices are given alike."""
+
+    def pair(self, out: Tensor, x: Tensor, y: Tensor, coef: Tensor, kind: str, key: Key) -> None:
+        self._probed("pair", x, {"out": out, "x": x, "y": y, "coef": coef}, kind, key)
+
+    def defect(self, out: Tensor, norms: Tensor, x: Tensor, pair: Tensor, coef: Tensor) -> None:
+        self._probed("defect", x, {"out": out, "norms": norms, "x": x, "y": pair, "coef": coef})
+
+    def product(self, out: Tensor, x: Tensor, pair: Tensor, other: Tensor, coef: Tensor) -> None:
+        self._probed("product", x, {"out": out, "x": x, "y": pair, "z": other, "coef": coef})
+
+    def probe_dot(self, out: Tensor, x: Tensor, kind: str, key: Key) -> None:
+        self._probed("probe_dot", x, {"out": out, "x": x}, kind, key)
+
+    def probe_times(self, out: Tensor, coef: Tensor, kind: str, key: Key) -> None:
+        self._probed("probe_times", out, {"out": out, "coef": coef}, kind, key)
+
+    @abstractmethod
+    def _probed(
+        self, op: str, state: Tensor, tensors: dict[str, Tensor], kind: str = "normal", key: Key | None = None
+    ) -> None:
+        """Runs the op; ``tensors`` by their names in csrc/kernels.h."""
+
+
+def _addresses(tensors: dict[str, Tensor]) -> dict[str, int]:
+    return {name: tensor.data_ptr() for name, tensor in tensors.items()}
+
+
+class Cpu(_Pairs):
     """SIMD kernels at one instruction-set level (default: the best that this processor has)."""
 
     def __init__(self, level: str | None = None) -> None:
@@ -54,41 +85,11 @@ class Cpu:
             torch.get_num_threads(),
         )
 
-    def pair(self, out: Tensor, x: Tensor, y: Tensor, coef: Tensor, kind: str, key: Key) -> None:
-        self._probed("pair", out, x=x, y=y, coef=coef, kind=kind, key=key)
-
-    def defect(self, out: Tensor, norms: Tensor, x: Tensor, pair: Tensor, coef: Tensor) -> None:
-        self._probed("defect", out, norms=norms, x=x, y=pair, coef=coef)
-
-    def product(self, out: Tensor, x: Tensor, pair: Tensor, other: Tensor, coef: Tensor) -> None:
-        self._probed("product", out, x=x, y=pair, z=other, coef=coef)
-
-    def probe_dot(self, out: Tensor, x: Tensor, kind: str, key: Key) -> None:
-        self._probed("probe_dot", out, x=x, kind=kind, key=key)
-
-    def probe_times(self, out: Tensor, coef: Tensor, kind: str, key: Key) -> None:
-        self._probed("probe_times", out, coef=coef, kind=kind, key=key)
-
-    def _probed(self, op: str, out: Tensor, *, kind: str = "normal", key: Key | None = None, **given: Tensor) -> None:
-        norms, x, y, z, coef = (
-            given[name].data_ptr() if name in given else 0 for name in ("norms", "x", "y", "z", "coef")
-        )
-        samples, elements = _sizes(given.get("x", out))
-        _native.cpu_probed(
-            self.level,
-            op,
-            out.data_ptr(),
-            norms,
-            x,
-            y,
-            z,
-            coef,
-            KINDS[kind],
-            *_key(key),
-            samples,
-            elements,
-            torch.get_num_threads(),
-        )
+    def _probed(
+        self, op: str, state: Tensor, tensors: dict[str, Tensor], kind: str = "normal", key: Key | None = None
+    ) -> None:
+        numbers = (KINDS[kind], *_key(key), *_sizes(state), torch.get_num_threads())
+        _native.cpu_probed(self.level, op, _addresses(tensors), *numbers)
 
     @property
     def block_rows(self) -> int:
@@ -157,7 +158,7 @@ class Cpu:
         _native.cpu_residual(self.level, {**numbers, **addresses}, torch.get_num_threads())
 
 
-class Cuda:
+class Cuda(_Pairs):
     """CUDA C++ kernels, on the tensors' device and its current stream."""
 
     def noise(self, out: Tensor, kind: str, key: Key) -> None:
@@ -171,3 +172,14 @@ class Cuda:
             _native.cuda_combine(
                 out.data_ptr(), _operands(operands), coef.data_ptr(), coef.ndim == 2, *_key(key), *_sizes(out), stream
             )
+
+    def _probed(
+        self, op: str, state: Tensor, tensors: dict[str, Tensor], kind: str = "normal", key: Key | None = None
+    ) -> None:
+        samples, elements = _sizes(state)
+        with torch.cuda.device(state.device):
+            parts = _native.cuda_parts(elements)
+            scratch = state.new_empty(samples * parts if parts > 1 and op in SUMS else 0)
+            stream = torch.cuda.current_stream().cuda_stream
+            numbers = (KINDS[kind], *_key(key), samples, elements)
+            _native.cuda_probed(op, _addresses(tensors), *numbers, scratch.data_ptr(), stream)

@@ -8,8 +8,8 @@
 
 The probe v (normal, uniform or Rademacher) is named by its key and made inside the kernel, again wherever it is needed
 again; it is never stored. All of them can be differentiated any number of times, though not by the coefficients of
-``pair``, ``defect`` and ``defect_product``. They serve float32 on the CPU by their own kernels, and float64 and other
-devices by plain torch.
+``pair``, ``defect`` and ``defect_product``. float32 has kernels on the CPU, in CUDA and in Triton; float64 is plain
+torch.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def pair(
 def defect(x: Tensor, pair: Tensor, coef: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
     """(r, |r|^2) with r = (x - (pair[0] + pair[1]) / 2) c1 + c0 x, row b of coef [B, 2] being (c0, c1)."""
     _check(x, {"pair": (pair, (2, *x.shape)), "coef": (coef, (len(x), 2))})
-    name = backends.pick(backend, x.device.type, x.dtype, "defect")
+    name = backends.pick(backend, x.device.type, x.dtype)
     return torch.ops.fpfast.defect(x, pair, coef, name)
 
 
@@ -223,7 +223,7 @@ def defect_product(x: Tensor, pair: Tensor, other: Tensor, coef: Tensor, *, back
     """r.r', [B], of the two defects of :func:`defect`. Where the pairs are independent, so are the defects' errors."""
     shape = (2, *x.shape) if isinstance(x, Tensor) else ()
     _check(x, {"pair": (pair, shape), "other": (other, shape), "coef": (coef, (len(x), 2))})
-    name = backends.pick(backend, x.device.type, x.dtype, "product")
+    name = backends.pick(backend, x.device.type, x.dtype)
     return torch.ops.fpfast.defect_product(x, pair, other, coef, name)
 
 
@@ -249,4 +249,4 @@ def _probe(x: Tensor, seed: Tensor, kind: str, first_sample: int, stream: int, d
     if not isinstance(seed, Tensor) or seed.device != x.device:
         raise bad("seed", f"a tensor on {x.device} as x", getattr(seed, "device", type(seed).__name__))
     _check_noise(len(x), seed, first_sample, stream, draw)
-    return backends.pick(backend, x.device.type, x.dtype, "pair")
+    return backends.pick(backend, x.device.type, x.dtype)

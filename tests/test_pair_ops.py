@@ -95,7 +95,7 @@ OPS = ["pair", "defect", "defect_product", "probe_dot", "probe_times"]
 def call(name, dtype=torch.float32, grad=True, shape=(3, 5)):
     """The raw op, and its arguments."""
     x, y, pair, other, three, two = inputs(shape, dtype)
-    backend = backends.pick("auto", "cpu", dtype, "pair")
+    backend = backends.pick("auto", "cpu", dtype)
     seed, probe = torch.tensor(3), (0, 3, 2, "rademacher", backend)
     column = two[:, 0].contiguous()
     arguments = {
@@ -184,10 +184,3 @@ def test_messages(change, message):
     given.update(change)
     with pytest.raises(ValueError, match=message):
         pair_ops.pair(given.pop("x"), given.pop("y"), given.pop("coef"), **given)
-
-
-def test_a_backend_without_the_op_says_so():
-    x, _, pair, _, _, two = inputs((4, 3))
-    with pytest.raises(RuntimeError, match=r"'triton' cannot serve .* no kernel for defect"):
-        pair_ops.defect(x, pair, two, backend="triton")
-    assert {*backends.STEPS, *backends.PAIRS} == set(backends.BACKENDS["reference"].ops)

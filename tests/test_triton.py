@@ -19,10 +19,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fpfast import reference
+from fpfast import backends, reference
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
+OPS = [name for name in vars(backends.Kernels) if not name.startswith("_")]
 SHAPES = [(3, 7), (5, 1), (2, 4, 3), (1000, 2), (1, 4099), (0, 4), (4, 0)]
 SINGLE, BRAIN, HALF = torch.float32, torch.bfloat16, torch.float16
 OPERANDS = [(SINGLE,), (SINGLE, BRAIN), (SINGLE, HALF, SINGLE), (SINGLE, BRAIN, HALF, SINGLE), (HALF, SINGLE, HALF)]
@@ -54,6 +55,34 @@ CASES = [
         for shape, seeds, coefs in itertools.product(SHAPES[:5], ["one", "each"], ["one", "each"])
     ),
     *(Case(shape, "", OPERANDS[2], seeds, "each", wide=True) for shape in SHAPES[:3] for seeds in ("one", "each")),
+]
+
+
+class PairCase(NamedTuple):
+    """One of the ops of pairs and probes."""
+
+    op: str
+    shape: tuple[int, ...]
+    kind: str = "rademacher"
+    seeds: str = "one"  # or "each"
+
+    def __str__(self) -> str:
+        name = f"{self.op}-" + "x".join(map(str, self.shape))
+        return name if self.op in ("defect", "product") else f"{name}-{self.kind}-{self.seeds}-seed"
+
+
+# Samples of one group, of as many as a warp, a block and several blocks of threads have, whole groups and not.
+PAIR_SHAPES = [(1, 1), (3, 2), (40, 3), (5, 3, 7), (7, 64), (3, 130), (2, 1028), (2, 9001), (1, 32768), (0, 4), (4, 0)]
+PAIR_CASES = [
+    *(PairCase(op, shape) for op in ("defect", "product") for shape in PAIR_SHAPES),
+    *(
+        PairCase(op, shape, kind, seeds)
+        for op in ("pair", "probe_dot", "probe_times")
+        for shape, (kind, seeds) in zip(
+            PAIR_SHAPES, itertools.cycle(itertools.product(reference.KINDS, ["one", "each"])), strict=False
+        )
+    ),
+    *(PairCase("probe_dot", (3, 5), *which) for which in itertools.product(reference.KINDS, ["one", "each"])),
 ]
 
 
@@ -110,14 +139,48 @@ def compare(kernels, case: Case) -> str:
     return difference(out, expected)
 
 
-def main() -> None:
-    from fpfast.kernels import combine
+def compare_pair(kernels, case: PairCase) -> str:
+    """Runs ``case``; says what is wrong with the result. Sums may differ by rounding, all else by nothing."""
+    generator = torch.Generator().manual_seed(4)
+    samples = case.shape[0]
+    x, y = (torch.randn(case.shape, generator=generator) for _ in range(2))
+    pair, other = (torch.randn(2, *case.shape, generator=generator) for _ in range(2))
+    three, two, one = (torch.randn(samples, n, generator=generator) for n in (3, 2, 1))
+    seed = torch.arange(samples) * -(2**37) + BIG_SEED if case.seeds == "each" else torch.tensor(BIG_SEED)
+    drawn = (case.kind, reference.Key(seed, stream=3, **FAR))
+    state, sums = torch.full(case.shape, math.nan), torch.full((samples,), math.nan)
+    outs, inputs = {
+        "pair": ([torch.full((2, *case.shape), math.nan)], (x, y, three, *drawn)),
+        "defect": ([state, sums], (x, pair, two)),
+        "product": ([sums], (x, pair, other, two)),
+        "probe_dot": ([sums], (x, *drawn)),
+        "probe_times": ([state], (one[:, 0].contiguous(), *drawn)),
+    }[case.op]
+    expected = [torch.full_like(out, math.nan) for out in outs]
+    getattr(reference, case.op)(*expected, *inputs)
+    getattr(kernels, case.op)(*outs, *inputs)
+    if case.op in ("pair", "defect", "probe_times") and (wrong := difference(outs[0], expected[0])):
+        return wrong
+    if case.op in ("pair", "probe_times"):
+        return ""
+    added_up = {
+        "defect": lambda: expected[0].double().square(),
+        "product": lambda: reference._defect(x, pair, two) * reference._defect(x, other, two),
+        "probe_dot": lambda: x,
+    }[case.op]()
+    bound = 4e-7 * added_up.double().abs().flatten(1).sum(1)
+    away = (outs[-1].double() - expected[-1].double()).abs()
+    return "" if bool((away <= bound).all()) else f"sums {outs[-1].tolist()}, expected {expected[-1].tolist()}"
 
-    found, small = {}, combine.SMALL
-    for case in CASES:
-        combine.SMALL = 0 if case.wide else small
+
+def main() -> None:
+    from fpfast.kernels import groups
+
+    found, small, kernels = {}, groups.SMALL, backends.kernels("triton")
+    for case in (*CASES, *PAIR_CASES):
+        groups.SMALL = 0 if getattr(case, "wide", False) else small
         try:
-            found[str(case)] = compare(combine, case)
+            found[str(case)] = (compare if isinstance(case, Case) else compare_pair)(kernels, case)
         except Exception:  # it fails the case's test, not the others'
             found[str(case)] = traceback.format_exc()
     json.dump(found, sys.stdout)
@@ -131,26 +194,24 @@ def found() -> dict[str, str]:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *PAIR_CASES], ids=str)
 def test_interpreted_kernels_have_the_reference_bits(found, case):
     assert found[str(case)] == ""
 
 
 def test_functions_are_those_of_every_backend():
-    from fpfast.kernels import combine
-
-    for name in ("noise", "combine"):
-        parameters = inspect.signature(getattr(combine, name)).parameters
+    for name in OPS:
+        parameters = inspect.signature(getattr(backends.kernels("triton"), name)).parameters
         assert list(parameters) == list(inspect.signature(getattr(reference, name)).parameters)
 
 
 def test_units_are_counted_in_32_bits_while_the_last_program_allows():
-    from fpfast.kernels import combine
+    from fpfast.kernels import groups
 
-    programs = -(-combine.SMALL // combine.LANES)
-    assert programs * combine.LANES <= 2**31
-    assert str(combine._options(4, combine.SMALL)["INDEX"]) == "int32"
-    assert str(combine._options(4, combine.SMALL + 1)["INDEX"]) == "int64"
+    programs = -(-groups.SMALL // groups.LANES)
+    assert programs * groups.LANES <= 2**31
+    assert str(groups.options(4, groups.SMALL)["INDEX"]) == "int32"
+    assert str(groups.options(4, groups.SMALL + 1)["INDEX"]) == "int64"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,92 @@
+// What the CUDA kernels share: launches, and a thread's group of four elements of a sample, that is of one Philox call.
+// Compiled with -fmad=false, so that the bits are those of the CPU kernels and of the reference.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <algorithm>
+#include <type_traits>
+
+#include "../math/normal.h"
+#include "launch.h"
+
+namespace fpfast::cuda {
+
+constexpr int threads_per_block = 256;
+constexpr int64_t most_blocks = int64_t(1) << 20;  // beyond it a thread takes several groups
+
+inline int blocks_for(int64_t units) {
+  return int(std::min(most_blocks, (units + threads_per_block - 1) / threads_per_block));
+}
+
+// f(an integral constant of the kind).
+template <class F>
+const char* by_kind(Kind kind, const F& f) {
+  switch (kind) {
+    case Kind::normal: return f(std::integral_constant<Kind, Kind::normal>{});
+    case Kind::uniform: return f(std::integral_constant<Kind, Kind::uniform>{});
+    default: return f(std::integral_constant<Kind, Kind::rademacher>{});
+  }
+}
+
+// Null, or what CUDA says is wrong.
+template <class... Parameters, class... Arguments>
+const char* launch(void (*kernel)(Parameters...), int blocks, void* stream, const Arguments&... arguments) {
+  kernel<<<blocks, threads_per_block, 0, static_cast<cudaStream_t>(stream)>>>(arguments...);
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+template <Kind kind>
+__device__ inline void four_values(float (&z)[4], const Noise& noise, int64_t sample, uint32_t group) {
+  const uint64_t seed = noise.seeds[noise.per_sample ? sample : 0];
+  const uint64_t index = noise.per_sample ? 0 : noise.first_sample + uint64_t(sample);
+  const Words<Scalar> counter = {group, uint32_t(index), uint32_t(sample_high(index, noise.stream)), noise.draw};
+  const Words<Scalar> w = philox<Scalar>(counter, uint32_t(seed), uint32_t(seed >> 32));
+  if constexpr (kind == Kind::normal) {
+    const auto p = normal_pair<Scalar>(w.w0, w.w1), q = normal_pair<Scalar>(w.w2, w.w3);
+    z[0] = p.a, z[1] = p.b, z[2] = q.a, z[3] = q.b;
+  } else {
+    const uint32_t words[4] = {w.w0, w.w1, w.w2, w.w3};
+    for (int k = 0; k < 4; ++k)
+      z[k] = kind == Kind::uniform ? uniform_value<Scalar>(words[k]) : rademacher_value<Scalar>(words[k]);
+  }
+}
+
+// Elements at, at + 1 .. at + n - 1 (n <= 4) of an operand; one wide load where the address allows it.
+__device__ inline void load(float (&v)[4], const void* operand, Dtype dtype, int64_t at, int n) {
+  if (dtype == Dtype::float32) {
+    const float* p = static_cast<const float*>(operand) + at;
+    if (n == 4 && reinterpret_cast<uintptr_t>(p) % 16 == 0) {
+      const float4 wide = *reinterpret_cast<const float4*>(p);
+      v[0] = wide.x, v[1] = wide.y, v[2] = wide.z, v[3] = wide.w;
+    } else {
+      for (int k = 0; k < 4; ++k)
+        if (k < n) v[k] = p[k];
+    }
+    return;
+  }
+  const uint16_t* p = static_cast<const uint16_t*>(operand) + at;
+  uint16_t narrow[4] = {};
+  if (n == 4 && reinterpret_cast<uintptr_t>(p) % 8 == 0) {
+    const ushort4 wide = *reinterpret_cast<const ushort4*>(p);
+    narrow[0] = wide.x, narrow[1] = wide.y, narrow[2] = wide.z, narrow[3] = wide.w;
+  } else {
+    for (int k = 0; k < 4; ++k)
+      if (k < n) narrow[k] = p[k];
+  }
+  for (int k = 0; k < 4; ++k)
+    v[k] = dtype == Dtype::bfloat16 ? Scalar::as_float(uint32_t(narrow[k]) << 16)
+                                    : __half2float(__ushort_as_half(narrow[k]));
+}
+
+__device__ inline void store(float* out, const float (&v)[4], int n) {
+  if (n == 4 && reinterpret_cast<uintptr_t>(out) % 16 == 0) {
+    *reinterpret_cast<float4*>(out) = make_float4(v[0], v[1], v[2], v[3]);
+  } else {
+    for (int k = 0; k < 4; ++k)
+      if (k < n) out[k] = v[k];
+  }
+}
+
+}  // namespace fpfast::cuda

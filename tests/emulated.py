@@ -1,0 +1,302 @@
+"""Compiled PTX (sm_80) of the CUDA and Triton kernels as backends, run on the CPU by ptxrun.
+
+The kernels are reached as users reach them: by the functions of the Triton modules, and through a copy of what the
+``.cu`` files do on the host. ptxrun checks each memory access, and that every output element is written.
+"""
+
+import ctypes
+import importlib
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from test_triton import BRAIN, HALF, OPS, SINGLE
+from torch import Tensor
+
+from fpfast import reference
+
+ROOT = Path(__file__).parents[1]
+FOLDER = Path(os.environ.get("FPFAST_PTXRUN", ROOT.parent / "shared" / "ptxrun"))
+PRESENT = (FOLDER / "ptxrun").is_dir()
+if PRESENT:
+    sys.path.append(str(FOLDER))
+    import ptxrun
+
+THREADS = 256  # a block, in both languages
+NVCC = ["nvcc", "-ptx", "-arch=compute_80", "-std=c++17", "-O3", "-fmad=false"]
+DTYPES = [SINGLE, BRAIN, HALF]  # in the order of csrc/kernels.h
+KINDS = list(reference.KINDS)
+
+
+class Memory:
+    """Device buffers of tensors; one for those that begin at the same byte. Outputs that are no inputs are poisoned.
+
+    A tensor keeps its offset within its storage, so that a misaligned one is misaligned on the device.
+    """
+
+    def __init__(self, outputs: list[Tensor], inputs: list[Tensor], whole: bool = True) -> None:
+        """``whole``: the launch is to write all of the outputs."""
+        self.buffers, written = {}, [out.data_ptr() for out in outputs]
+        for tensor in inputs:
+            self.add(tensor, readonly=tensor.data_ptr() not in written)
+        pure = [out for out in outputs if out.data_ptr() not in self.buffers]
+        for number, out in enumerate(pure):
+            self.add(out, output=whole, name=f"output {number}")
+        self.poisoned = pure if whole else []
+        for out in self.poisoned:
+            self[out].poison()
+
+    def add(self, tensor: Tensor, **options: object) -> None:
+        storage = tensor.untyped_storage()
+        whole = np.frombuffer((ctypes.c_uint8 * storage.nbytes()).from_address(storage.data_ptr()), np.uint8)
+        start = tensor.storage_offset() * tensor.element_size()
+        part = whole[start : start + tensor.numel() * tensor.element_size()].view(f"i{tensor.element_size()}")
+        self.buffers[tensor.data_ptr()] = ptxrun.Buffer(part, **options)
+
+    def __getitem__(self, tensor: Tensor) -> "ptxrun.Buffer":
+        return self.buffers[tensor.data_ptr()]
+
+    def check(self, stats: "ptxrun.Stats") -> None:
+        assert [*stats.races, *stats.uninitialised, *stats.warnings] == []
+        for out in self.poisoned:
+            unwritten = self[out].unwritten()
+            assert not len(unwritten), f"elements {unwritten} of an output were not written"
+
+
+def later(ptx: str, first_block: int) -> str:
+    """PTX whose block 0 takes itself for ``first_block``.
+
+    Refuses approximate instructions: ptxrun computes those better than a GPU does, so their results prove nothing.
+    """
+    assert re.findall(r"\S*\.(?:approx|full)\S*", ptx) == []
+    moved, count = re.subn(
+        r"mov\.u32(\s+)(%r\d+), %ctaid\.x;", rf"mov.u32\1\2, %ctaid.x; add.u32 \2, \2, {first_block};", ptx
+    )
+    assert count
+    return moved
+
+
+class Modules:
+    """PTX, translated once for each block to begin with."""
+
+    def __init__(self, ptx: str) -> None:
+        self.ptx, self.first_block = ptx, {}
+
+    def __getitem__(self, first_block: int) -> "ptxrun.api.Module":
+        if first_block not in self.first_block:
+            self.first_block[first_block] = ptxrun.load(later(self.ptx, first_block))
+        return self.first_block[first_block]
+
+
+class Backend:
+    """The functions of :mod:`fpfast.reference`, by compiled PTX; ``stats`` are those of the last launch."""
+
+    def __init__(self) -> None:
+        self.reverse = False
+        self.first_block = 0  # earlier blocks are left out
+        self.stats: ptxrun.Stats | None = None
+
+    def options(self) -> dict[str, bool]:
+        return {"check_races": True, "defer_async": True, "reverse_blocks": self.reverse}
+
+
+class Noise(ctypes.Structure):  # csrc/kernels.h
+    _fields_ = [
+        ("seeds", ctypes.c_uint64),
+        ("per_sample", ctypes.c_bool),
+        ("first_sample", ctypes.c_uint64),
+        ("stream", ctypes.c_uint32),
+        ("draw", ctypes.c_uint32),
+    ]
+
+
+class Combine(ctypes.Structure):  # csrc/kernels.h
+    _fields_ = [
+        ("out", ctypes.c_uint64),
+        ("operand", ctypes.c_uint64 * 4),
+        ("dtype", ctypes.c_int * 4),
+        ("operands", ctypes.c_int),
+        ("coef", ctypes.c_uint64),
+        ("coef_per_sample", ctypes.c_bool),
+        ("noise", Noise),
+        ("samples", ctypes.c_int64),
+        ("elements", ctypes.c_int64),
+    ]
+
+
+class Probed(ctypes.Structure):  # csrc/kernels.h
+    _fields_ = [
+        *((name, ctypes.c_uint64) for name in ("out", "norms", "x", "y", "z", "coef")),
+        ("kind", ctypes.c_int),
+        ("noise", Noise),
+        ("samples", ctypes.c_int64),
+        ("elements", ctypes.c_int64),
+    ]
+
+
+class Cuda(Backend):
+    def __init__(self, modules: dict[str, Modules]) -> None:
+        super().__init__()
+        self.modules = modules
+        self.most_blocks = 2**20
+
+    def launch(self, file: str, name: str, blocks: int, memory: Memory, arguments: list[object]) -> None:
+        module = self.modules[file][self.first_block]
+        (entry,) = (entry for entry in module.kernels if re.search(name, entry))
+        blocks = min(blocks - self.first_block, self.most_blocks)
+        self.stats = module.kernel(entry).launch((blocks,), THREADS, arguments, **self.options())
+        memory.check(self.stats)
+
+    def key(self, key: reference.Key | None, memory: Memory) -> Noise:
+        if key is None:
+            return Noise()
+        return Noise(memory[key.seed].ptr, key.seed.ndim == 1, key.first_sample, key.stream, key.draw)
+
+    def noise(self, out: Tensor, kind: str, key: reference.Key) -> None:
+        memory = Memory([out], [key.seed])
+        name = f"noise_kernelIL.*4KindE{KINDS.index(kind)}E"
+        self.launch("combine", name, blocks_for(out), memory, [memory[out], self.key(key, memory), *sizes(out)])
+
+    def combine(self, out: Tensor, operands: list[Tensor], coef: Tensor, key: reference.Key | None) -> None:
+        memory = Memory([out], [*operands, coef, *([key.seed] if key else [])])
+        op = Combine(memory[out].ptr, operands=len(operands), coef=memory[coef].ptr, coef_per_sample=coef.ndim == 2)
+        op.operand[: len(operands)] = [memory[operand].ptr for operand in operands]
+        op.dtype[: len(operands)] = [DTYPES.index(operand.dtype) for operand in operands]
+        op.noise = self.key(key, memory)
+        op.samples, op.elements = sizes(out)
+        self.launch("combine", "combine_kernel", blocks_for(out), memory, [op])
+
+    def pair(self, out: Tensor, x: Tensor, y: Tensor, coef: Tensor, kind: str, key: reference.Key) -> None:
+        name = f"pair_kernelIL.*4KindE{KINDS.index(kind)}E"
+        memory, op = self.probed({"out": out}, {"x": x, "y": y, "coef": coef}, kind, key)
+        if op.samples * op.elements:
+            self.launch("pairs", name, blocks_for(x), memory, [op])
+
+    def probe_times(self, out: Tensor, coef: Tensor, kind: str, key: reference.Key) -> None:
+        name = f"times_kernelIL.*4KindE{KINDS.index(kind)}E"
+        memory, op = self.probed({"out": out}, {"coef": coef}, kind, key)
+        if op.samples * op.elements:
+            self.launch("pairs", name, blocks_for(out), memory, [op])
+
+    def defect(self, out: Tensor, norms: Tensor, x: Tensor, pair: Tensor, coef: Tensor) -> None:
+        self.sum("Defect", norms, {"out": out}, {"x": x, "y": pair, "coef": coef})
+
+    def product(self, out: Tensor, x: Tensor, pair: Tensor, other: Tensor, coef: Tensor) -> None:
+        self.sum("Product", out, {}, {"x": x, "y": pair, "z": other, "coef": coef})
+
+    def probe_dot(self, out: Tensor, x: Tensor, kind: str, key: reference.Key) -> None:
+        self.sum(f"DotIL.*4KindE{KINDS.index(kind)}E", out, {}, {"x": x}, kind, key)
+
+    def probed(
+        self,
+        outputs: dict[str, Tensor],
+        inputs: dict[str, Tensor],
+        kind: str = "normal",
+        key: reference.Key | None = None,
+    ) -> tuple[Memory, Probed]:
+        seeds = [key.seed] if key else []
+        memory = Memory([*outputs.values()], [*inputs.values(), *seeds], whole=self.first_block == 0)
+        op = Probed(kind=KINDS.index(kind), noise=self.key(key, memory))
+        op.samples, op.elements = sizes(inputs.get("x", outputs.get("out")))
+        for name, tensor in {**outputs, **inputs}.items():
+            if name in ("out", "norms", "x", "y", "z", "coef"):
+                setattr(op, name, memory[tensor].ptr)
+        return memory, op
+
+    def sum(
+        self,
+        term: str,
+        sums: Tensor,
+        outputs: dict[str, Tensor],
+        inputs: dict[str, Tensor],
+        kind: str = "normal",
+        key: reference.Key | None = None,
+    ) -> None:
+        samples, elements = sizes(inputs["x"])
+        groups = -(-elements // 4)
+        together = min(THREADS, 1 << max(groups - 1, 0).bit_length())
+        parts = max(1, -(-groups // (8 * THREADS)))
+        if samples == 0:
+            return
+        room = sums if parts == 1 else sums.new_empty(samples * parts)
+        memory, op = self.probed({**outputs, "sums": room}, inputs, kind, key)
+        blocks = -(-samples * parts * together // THREADS)
+        self.launch("pairs", f"sum_kernel.*{term}", blocks, memory, [op, memory[room], together, parts])
+        if parts > 1:
+            memory = Memory([sums], [room])
+            arguments = [memory[sums], memory[room], samples, parts]
+            self.launch("pairs", "add_parts_kernel", -(-samples // THREADS), memory, arguments)
+
+
+class Triton(Backend):
+    """The functions of ``fpfast.kernels``, whose kernels are compiled for sm_80 and launched by ptxrun."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        from fpfast.kernels import combine, groups, pairs
+        from triton.backends.compiler import GPUTarget
+
+        from fpfast import backends
+
+        # What Triton asks of a driver before it compiles; the specialisation of the arguments is then its own.
+        driver = SimpleNamespace(
+            get_current_target=lambda: GPUTarget("cuda", 80, 32),
+            get_current_device=lambda: "sm_80",
+            get_current_stream=lambda _: 0,
+        )
+        monkeypatch.setattr(importlib.import_module("triton.runtime.jit"), "driver", SimpleNamespace(active=driver))
+        for file in (combine, pairs):
+            for name in [name for name in vars(file) if name.endswith("_kernel")]:
+                monkeypatch.setattr(file, name, Launcher(self, getattr(file, name)))
+        self.groups = groups
+        for name in OPS:
+            setattr(self, name, getattr(backends.kernels("triton"), name))
+        self.compiled: list[object] = []
+
+
+class Launcher:
+    """Stands in for a ``triton.jit`` function."""
+
+    def __init__(self, backend: Triton, function) -> None:
+        self.backend, self.function = backend, function
+
+    def __getitem__(self, grid: tuple[int]):
+        return lambda *args, **options: self.launch(grid, *args, **options)
+
+    def launch(self, grid: tuple[int], *args: object, **options: object) -> None:
+        compiled = self.function.warmup(*args, grid=grid, **options)
+        self.backend.compiled.append(compiled)
+        named = {**dict(zip(self.function.arg_names, args, strict=False)), **options}
+        tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+        outputs = [tensors.pop(name) for name in ("out", "sums") if name in tensors]
+        memory = Memory(outputs, list(tensors.values()), whole=self.backend.first_block == 0)
+        given = {name: memory[value] if isinstance(value, Tensor) else value for name, value in named.items()}
+        moved = SimpleNamespace(
+            src=compiled.src,
+            metadata=compiled.metadata,
+            asm={"ptx": later(compiled.asm["ptx"], self.backend.first_block)},
+        )
+        grid = (grid[0] - self.backend.first_block,)
+        self.backend.stats = ptxrun.triton_launch(moved, grid, given, **self.backend.options())
+        memory.check(self.backend.stats)
+
+
+def sizes(out: Tensor) -> tuple[int, int]:
+    return out.shape[0], math.prod(out.shape[1:])
+
+
+def blocks_for(out: Tensor) -> int:
+    samples, elements = sizes(out)
+    return -(-samples * -(-elements // 4) // THREADS)
+
+
+def compiled_by_nvcc(source: str, folder: Path) -> Modules:
+    output = folder / f"{source}.ptx"
+    subprocess.run([*NVCC, str(ROOT / f"csrc/cuda/{source}.cu"), "-o", str(output)], check=True)
+    return Modules(output.read_text())
