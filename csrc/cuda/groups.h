@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 
 #include <algorithm>
+#include <tuple>
 #include <type_traits>
 
 #include "../math/normal.h"
@@ -29,11 +30,17 @@ const char* by_kind(Kind kind, const F& f) {
   }
 }
 
-// Null, or what CUDA says is wrong.
+// Null, or what CUDA says is wrong. By the call behind <<<>>>, which any C++ compiler reads.
 template <class... Parameters, class... Arguments>
 const char* launch(void (*kernel)(Parameters...), int blocks, void* stream, const Arguments&... arguments) {
-  kernel<<<blocks, threads_per_block, 0, static_cast<cudaStream_t>(stream)>>>(arguments...);
-  const cudaError_t error = cudaGetLastError();
+  std::tuple<Parameters...> given(arguments...);
+  const cudaError_t error = std::apply(
+      [&](auto&... each) {
+        void* addresses[] = {&each...};
+        return cudaLaunchKernel(kernel, dim3(blocks), dim3(threads_per_block), addresses, 0,
+                                static_cast<cudaStream_t>(stream));
+      },
+      given);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
