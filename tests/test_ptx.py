@@ -104,9 +104,20 @@ def test_triton_compiles_once_for_all_numbers(triton):
     assert len(set(map(id, triton.compiled))) == 1
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if not case.kind and case.coefs == "one"], ids=str)
+def test_the_general_kernel_serves_plain_calls_too(cuda, case):
+    cuda.plain = False
+    assert compare(cuda, case) == ""
+
+
 def test_cuda_threads_take_several_groups_where_blocks_run_out(cuda):
     cuda.most_blocks = 2
-    for case in (Case((900, 4), "normal"), Case((900, 3), "", (SINGLE, BRAIN), "each", "each")):
+    cases = [
+        Case((900, 4), "normal"),
+        Case((900, 3), "", (SINGLE, BRAIN), "each", "each"),
+        Case((450, 8), "", (SINGLE, BRAIN), "one"),
+    ]
+    for case in cases:
         assert compare(cuda, case) == ""
         assert cuda.stats.blocks == 2
 

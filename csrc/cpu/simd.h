@@ -250,8 +250,14 @@ struct Simd {
   FPFAST_FN I as_signed(const U& value) { return FPFAST_MAP(int32_t, Vector<int32_t>(x), value); }
   FPFAST_FN U as_unsigned(const I& value) { return FPFAST_MAP(uint32_t, Vector<uint32_t>(x), value); }
   FPFAST_FN F to_float(const I& value) { return FPFAST_MAP(float, __builtin_convertvector(x, Vector<float>), value); }
-  FPFAST_FN I truncate(const F& value) {
-    return FPFAST_MAP(int32_t, __builtin_convertvector(x, Vector<int32_t>), value);
+  template <class C>
+  FPFAST_FN F plus_exact(const F& a, float b, const C& c) {
+    return a * b + c;
+  }
+  FPFAST_FN I truncate(const F& value, F& whole) {
+    const I number = FPFAST_MAP(int32_t, __builtin_convertvector(x, Vector<int32_t>), value);
+    whole = to_float(number);
+    return number;
   }
   FPFAST_FN F word_to_float(const U& word) { return FPFAST_MAP(float, FPFAST_LEVEL::word_to_float(x), word); }
   FPFAST_FN F root(const F& value) { return FPFAST_MAP(float, FPFAST_LEVEL::root(x), value); }

@@ -4,8 +4,9 @@
 //   Word        an unsigned value of 32 bits; the upper half of a wider one is ignored
 //   Product     an unsigned value of 64 bits
 //
-// and the functions below. Scalar serves CUDA, where a thread handles one value; cpu/simd.h has the vectors. So there
-// is one text of every formula, whatever runs it.
+// and the functions below, of which plus_exact(a, b, c) is a b + c for an a b that is exact, so that one rounding and
+// two give the same, and root serves 0 and values of moderate size. Scalar serves CUDA, where a thread handles one
+// value; cpu/simd.h has the vectors. So there is one text of every formula, whatever runs it.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -48,12 +49,48 @@ struct Scalar {
   FPFAST_FN U as_unsigned(I value) { return U(value); }
   FPFAST_FN F to_float(I value) { return float(value); }
   FPFAST_FN F word_to_float(U word) { return float(word); }  // rounded once, to nearest
-  FPFAST_FN I truncate(F value) { return int32_t(value); }
-  FPFAST_FN bool odd(I value) { return value & 1; }
+  // The lower bits of the whole part of a value from 0 to 2^22, and the whole part itself.
+  FPFAST_FN I truncate(F value, F& whole) {
+#if defined(__CUDA_ARCH__)
+    const F shifted = __fadd_rz(value, 0x1p23f);  // conversions run at a quarter of an addition's rate
+    whole = shifted - 0x1p23f;
+    return I(as_bits(shifted));
+#else
+    whole = F(I(value));
+    return I(value);
+#endif
+  }
+  FPFAST_FN bool odd(I value) { return (value << 31) < 0; }
   FPFAST_FN F select(bool mask, F yes, F no) { return mask ? yes : no; }
   FPFAST_FN F flip(F value, U sign) { return as_float(as_bits(value) ^ (sign & 0x80000000u)); }  // by the top bit
-  FPFAST_FN F root(F value) { return sqrtf(value); }
-  FPFAST_FN Product product(uint32_t constant, Word word) { return uint64_t(constant) * word; }
+  FPFAST_FN F plus_exact(F a, F b, F c) {
+#if defined(__CUDA_ARCH__)
+    return __fmaf_rn(a, b, c);
+#else
+    return a * b + c;
+#endif
+  }
+  FPFAST_FN F root(F value) {
+#if defined(__CUDA_ARCH__)
+    // With these steps sqrt.rn itself begins, and ends for all but very small and very large values, after a test and
+    // a branch. The bound is far below all values but 0.
+    F y;
+    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(fmaxf(value, 0x1p-60f)));
+    const F root = value * y;
+    return __fmaf_rn(__fmaf_rn(-root, root, value), y * 0.5f, root);
+#else
+    return sqrtf(value);
+#endif
+  }
+  FPFAST_FN Product product(uint32_t constant, Word word) {
+#if defined(__CUDA_ARCH__)
+    Product both;  // nvcc makes one instruction more of a multiplication in C++
+    asm("mul.wide.u32 %0, %1, %2;" : "=l"(both) : "r"(word), "r"(constant));
+    return both;
+#else
+    return uint64_t(constant) * word;
+#endif
+  }
   FPFAST_FN Word high(Product p) { return Word(p >> 32); }
   FPFAST_FN Word low(Product p) { return Word(p); }
   FPFAST_FN Word exclusive_or(Word a, Word b, Word c) { return a ^ b ^ c; }

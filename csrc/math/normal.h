@@ -9,7 +9,7 @@
 // u = float(r) 2^-32 + 2^-33, in (0, 1].
 template <class M>
 FPFAST_FN typename M::F uniform_value(typename M::U word) {
-  return M::word_to_float(word) * 0x1p-32f + 0x1p-33f;
+  return M::plus_exact(M::word_to_float(word), 0x1p-32f, 0x1p-33f);
 }
 
 template <class M>
@@ -17,23 +17,28 @@ FPFAST_FN typename M::F rademacher_value(typename M::U word) {
   return M::as_float((word & 0x80000000u) | 0x3F800000u);
 }
 
-// log u for u in [2^-33, 1]: u = 2^e (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), relative error below 2e-7.
+// -2 log u for the word's uniform value u = 2^e (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), relative error below 2e-7.
+//
+// All bits are those of -2 (e high + (e low + (f + f f q))) with ln 2 = high + low: a factor that is a power of two
+// changes no rounding, so u comes as 2^32 u, e as 2^23 e, and -2 is in the coefficients of q and of e.
 template <class M>
-FPFAST_FN typename M::F log_uniform(typename M::F u) {
+FPFAST_FN typename M::F minus_two_log(typename M::U word) {
   using F = typename M::F;
-  const typename M::U shifted = M::as_bits(u) - 0x3F3504F3u;
-  const F f = M::as_float((shifted & 0x007FFFFFu) + 0x3F3504F3u) - 1.0f;
-  F q = f * 0x1.65c77ep-4f;
-  q = q + -0x1.2504aep-3f;
-  q = q * f + 0x1.31852ap-3f;
-  q = q * f + -0x1.535d2ep-3f;
-  q = q * f + 0x1.98d2c0p-3f;
-  q = q * f + -0x1.00049ap-2f;
-  q = q * f + 0x1.5556f4p-2f;
-  q = q * f + -0x1.fffffap-2f;
-  const F e = M::to_float(M::as_signed(shifted) >> 23);
-  const F tail = e * 0x1.7f7d1cp-20f + (f + f * f * q);  // ln 2 = 0x1.62e4p-1 + 0x1.7f7d1cp-20
-  return e * 0x1.62e4p-1f + tail;
+  constexpr uint32_t two_32 = 32u << 23;  // in an exponent
+  const typename M::U bits = M::as_bits(M::word_to_float(word) + 0.5f);
+  const typename M::U exponent = (bits - (two_32 + 0x3F3504F3u)) & 0xFF800000u;
+  const F f = M::as_float(bits - exponent - two_32) - 1.0f;
+  F q = f * -0x1.65c77ep-3f;
+  q = q + 0x1.2504aep-2f;
+  q = q * f + -0x1.31852ap-2f;
+  q = q * f + 0x1.535d2ep-2f;
+  q = q * f + -0x1.98d2c0p-2f;
+  q = q * f + 0x1.00049ap-1f;
+  q = q * f + -0x1.5556f4p-1f;
+  q = q * f + 0x1.fffffap-1f;
+  const F e = M::to_float(M::as_signed(exponent));
+  const F tail = e * -0x1.7f7d1cp-42f + M::plus_exact(f, -2.0f, f * f * q);
+  return M::plus_exact(e, -0x1.62e4p-23f, tail);  // 6 bits times 15
 }
 
 template <class M>
@@ -45,10 +50,11 @@ struct Pair {
 template <class M>
 FPFAST_FN Pair<M> normal_pair(typename M::U word0, typename M::U word1) {
   using F = typename M::F;
-  const F radius = M::root(log_uniform<M>(uniform_value<M>(word0)) * -2.0f);
-  const F quarters = M::word_to_float(word1) * 0x1p-30f + 0x1p-31f;  // four times the uniform value
-  const typename M::I quadrant = M::truncate(quarters + 0.5f);
-  const F r = quarters - M::to_float(quadrant);  // in [-1/2, 1/2]; angle = pi/2 (quadrant + r)
+  const F radius = M::root(minus_two_log<M>(word0));
+  const F quarters = M::plus_exact(M::word_to_float(word1), 0x1p-30f, 0x1p-31f);  // four times the uniform value
+  F whole;
+  const typename M::I quadrant = M::truncate(quarters + 0.5f, whole);
+  const F r = quarters - whole;  // in [-1/2, 1/2]; angle = pi/2 (quadrant + r)
   const F r2 = r * r;
   F s = r2 * -0x1.2d9bb8p-8f;
   s = s + 0x1.465ec6p-4f;
@@ -60,7 +66,6 @@ FPFAST_FN Pair<M> normal_pair(typename M::U word0, typename M::U word1) {
   c = c * r2 + -0x1.3bd3a2p+0f;
   c = c * r2 + 1.0f;
   const auto odd = M::odd(quadrant);
-  const F sine = M::flip(M::select(odd, c, s), M::as_unsigned(quadrant) << 30);
-  const F cosine = M::flip(M::select(odd, s, c), M::as_unsigned(quadrant + 1) << 30);
-  return {radius * cosine, radius * sine};
+  const F turned = M::flip(radius, M::as_unsigned(quadrant) << 30);  // by half a turn from the third quarter on
+  return {turned * M::select(odd, s * -1.0f, c), turned * M::select(odd, c, s)};
 }

@@ -7,18 +7,21 @@ struct Words {
   typename M::Word w0, w1, w2, w3;
 };
 
+constexpr int philox_rounds = 10;
+constexpr uint32_t philox_step0 = 0x9E3779B9u, philox_step1 = 0xBB67AE85u;  // of the keys, from round to round
+
+template <class M>
+FPFAST_FN Words<M> philox_round(const Words<M>& c, typename M::Word k0, typename M::Word k1) {
+  const typename M::Product p0 = M::product(0xD2511F53u, c.w0), p1 = M::product(0xCD9E8D57u, c.w2);
+  return {M::exclusive_or(M::high(p1), c.w1, k0), M::low(p1), M::exclusive_or(M::high(p0), c.w3, k1), M::low(p0)};
+}
+
 // The words of counter c under the key (k0, k1).
 template <class M>
 FPFAST_FN Words<M> philox(Words<M> c, typename M::Word k0, typename M::Word k1) {
   FPFAST_UNROLL
-  for (int round = 0; round < 10; ++round) {
-    const typename M::Product p0 = M::product(0xD2511F53u, c.w0), p1 = M::product(0xCD9E8D57u, c.w2);
-    c.w0 = M::exclusive_or(M::high(p1), c.w1, k0);
-    c.w1 = M::low(p1);
-    c.w2 = M::exclusive_or(M::high(p0), c.w3, k1);
-    c.w3 = M::low(p0);
-    k0 = k0 + 0x9E3779B9u, k1 = k1 + 0xBB67AE85u;
-  }
+  for (int round = 0; round < philox_rounds; ++round, k0 = k0 + philox_step0, k1 = k1 + philox_step1)
+    c = philox_round<M>(c, k0, k1);
   return c;
 }
 
