@@ -30,8 +30,8 @@ KERNEL_FLAGS = [
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
 ]
 CPU_SOURCES = ("kernels", "trajectory", "residual")
-BINDINGS = ("bindings", "bind_pairs", "bind_residual")
-CUDA_SOURCES = ("combine", "pairs")
+BINDINGS = ("bindings", "bind_pairs", "bind_residual", "bind_trajectory")
+CUDA_SOURCES = ("combine", "pairs", "trajectory")
 CUDA_ARCHITECTURES = ("80", "90", "100", "120")
 
 

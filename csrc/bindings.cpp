@@ -134,92 +134,6 @@ void cpu_noise(const std::string& level, uintptr_t out, int kind, uintptr_t seed
 int block_rows(const std::string& level) { return kernels_of(level).block_rows; }
 int jet_rows(const std::string& level) { return kernels_of(level).jet_rows; }
 
-// (address, first row, rows) of a [samples, rows] array.
-using PortSpec = std::tuple<uintptr_t, int64_t, int64_t>;
-
-int set_ports(Port (&ports)[max_ports], const std::vector<PortSpec>& specs, int64_t rows, int64_t samples) {
-  require(specs.size() <= max_ports, "ports: expected at most 16");
-  int count = 0;
-  for (const auto& [address, row, width] : specs) {
-    require(address != 0 || samples == 0, "ports: a pointer is null");
-    require(row >= 0 && width >= 0 && row <= rows - width, "ports: expected rows within the workspace");
-    ports[count++] = {reinterpret_cast<void*>(address), row, width};
-  }
-  return count;
-}
-
-// Checked once for each call: no instruction or action reaches outside the workspace, the weights, the biases and the
-// coefficients, whose sizes the caller gives.
-void check_program(const Trajectory& run, int64_t weight_count) {
-  int64_t input = 0, output = 0;
-  const auto fits = [&](int64_t row, int64_t rows) {
-    if (row == input_rows) input = std::max(input, rows);
-    if (row == output_rows) output = std::max(output, rows);
-    require(row < 0 ? row >= output_rows : row <= run.rows - rows, "program: a value is outside the workspace");
-  };
-  for (int64_t n = 0; n < run.instructions; ++n) {
-    const Instruction& i = run.program[n];
-    require(i.rows >= 0 && i.columns >= 0 && i.rows <= run.rows && i.columns <= run.rows,
-            "program: a size is out of range");
-    const bool any = i.out != nothing || (i.op == Op::activate && (i.first != nothing || i.second != nothing));
-    require(any && (i.op == Op::fill || i.in != nothing) && (i.op != Op::multiply || i.other != nothing),
-            "program: an instruction lacks a value");
-    for (const int64_t row : {i.out, i.first, i.second, i.other}) fits(row, i.rows);
-    fits(i.in, i.op == Op::linear ? i.columns : i.rows);
-    const int64_t used = i.op == Op::linear                      ? i.rows * i.columns
-                         : i.op == Op::activate                  ? 1
-                         : i.op == Op::scale || i.op == Op::fill ? i.rows
-                                                                 : 0;
-    require(i.weights >= 0 && i.weights <= weight_count - used, "program: weights are outside their buffer");
-    require(i.bias == nothing || (i.bias >= 0 && i.bias <= run.bias_width - i.rows),
-            "program: a bias is outside its row");
-  }
-  for (int64_t n = 0; n < run.count; ++n) {
-    const Action& a = run.actions[n];
-    require(a.operands >= 0 && a.operands <= max_operands && a.stage >= nothing && a.stage < run.stages,
-            "actions: a number is out of range");
-    const bool copy = a.stage == nothing, network = a.evaluate && !copy;
-    require(copy || network || (a.operands >= 1 && run.noise.seeds != nullptr),
-            "actions: operands or seeds are missing");
-    const int64_t in = network ? input : run.dimension, out = network ? output : run.dimension;
-    require(a.in >= 0 && a.in <= run.rows - in && a.out >= 0 && a.out <= run.rows - out, "actions: a slot is outside");
-    for (int64_t k = 0; k < a.operands; ++k)
-      require(a.operand[k] >= 0 && a.operand[k] <= run.rows - run.dimension, "actions: an operand is outside");
-  }
-}
-
-void cpu_trajectory(const std::string& level, bool float64, const std::vector<PortSpec>& inputs,
-                    const std::vector<PortSpec>& outputs, uintptr_t program, int64_t instructions, uintptr_t weights,
-                    int64_t weight_count, uintptr_t biases, int64_t bias_rows, int64_t bias_width, uintptr_t actions,
-                    int64_t count, int64_t first_step, int64_t last_step, int64_t steps, int64_t stages,
-                    uintptr_t evaluations, uintptr_t coef, int64_t dimension, int64_t rows, uintptr_t seeds,
-                    bool seeds_per_sample, int64_t first_sample, int64_t samples, int64_t tile, int threads) {
-  check_sizes(samples, dimension, first_sample, 0);
-  require(rows >= 1 && rows <= (int64_t(1) << 28), "rows: expected 1 to 2^28");
-  require(tile >= 0 && tile <= 3, "tile: expected 0 to 3 vectors");
-  Trajectory run{};
-  run.float64 = float64;
-  run.program = reinterpret_cast<const Instruction*>(program), run.instructions = instructions;
-  run.weights = reinterpret_cast<const void*>(weights);
-  run.biases = reinterpret_cast<const void*>(biases), run.bias_width = bias_width;
-  run.actions = reinterpret_cast<const Action*>(actions), run.count = count;
-  run.first_step = first_step, run.last_step = last_step, run.stages = stages;
-  run.evaluations = reinterpret_cast<const int64_t*>(evaluations);
-  run.coef = reinterpret_cast<const void*>(coef);
-  run.input_count = set_ports(run.inputs, inputs, rows, samples);
-  run.output_count = set_ports(run.outputs, outputs, rows, samples);
-  run.dimension = dimension, run.rows = rows;
-  run.noise = make_noise(seeds, seeds_per_sample, first_sample, 0, 0);
-  run.samples = samples, run.tile = tile;
-  check_program(run, weight_count);
-  require(first_step >= 0 && first_step <= last_step && last_step <= steps, "steps: expected a range of the table's");
-  for (int64_t k = 0; k < steps * stages; ++k)
-    require(run.evaluations[k] >= nothing && run.evaluations[k] < bias_rows, "evaluations: a row of biases is missing");
-  const CpuKernels& kernels = kernels_of(level);
-  py::gil_scoped_release release;
-  kernels.trajectory(run, threads < 1 ? 1 : threads);
-}
-
 #ifdef FPFAST_CUDA
 void cuda_combine(uintptr_t out, const std::vector<std::tuple<uintptr_t, int>>& operands, uintptr_t coef,
                   bool coef_per_sample, uintptr_t seeds, bool seeds_per_sample, int64_t first_sample, int stream,
@@ -253,9 +167,9 @@ PYBIND11_MODULE(_native, m) {
   m.def("levels", level_names, "Instruction-set levels that this processor runs, best first.");
   m.def("cpu_combine", cpu_combine);
   m.def("cpu_noise", cpu_noise);
-  m.def("cpu_trajectory", cpu_trajectory);
   bind_pairs(m);
   bind_residual(m);
+  bind_trajectory(m);
   m.def("block_rows", block_rows, "Rows of a matrix that a level packs together.");
   m.def("jet_rows", jet_rows, "The same for cpu_residual.");
 #ifdef FPFAST_CUDA

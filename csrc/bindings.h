@@ -21,5 +21,6 @@ Noise make_noise(uintptr_t seeds, bool per_sample, int64_t first_sample, int str
 
 void bind_pairs(pybind11::module_& module);
 void bind_residual(pybind11::module_& module);
+void bind_trajectory(pybind11::module_& module);
 
 }  // namespace fpfast

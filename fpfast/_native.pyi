@@ -91,30 +91,17 @@ def jet_rows(level: str) -> int: ...
 def cpu_residual(level: str, arguments: dict[str, int | float], threads: int) -> None: ...
 def cpu_trajectory(
     level: str,
-    float64: bool,
+    arguments: dict[str, int],  # addresses and numbers by their names in csrc/kernels.h
     inputs: list[tuple[int, int, int]],
     outputs: list[tuple[int, int, int]],
-    program: int,
-    instructions: int,
-    weights: int,
-    weight_count: int,
-    biases: int,
-    bias_rows: int,
-    bias_width: int,
-    actions: int,
-    count: int,
-    first_step: int,
-    last_step: int,
-    steps: int,
-    stages: int,
-    evaluations: int,
-    coef: int,
-    dimension: int,
-    rows: int,
-    seeds: int,
-    seeds_per_sample: bool,
-    first_sample: int,
-    samples: int,
     tile: int,
     threads: int,
+) -> None: ...
+def cuda_shared_memory() -> int: ...  # of a block, on the current device
+def cuda_trajectory(
+    arguments: dict[str, int],
+    device: dict[str, int],
+    inputs: list[tuple[int, int, int]],
+    outputs: list[tuple[int, int, int]],
+    cuda_stream: int,
 ) -> None: ...

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fpfast.program import (
     Activate,
@@ -38,11 +40,22 @@ ACTIVATIONS: dict[str, tuple[int, Callable[[float], float], Callable[[float], fl
 }
 
 
+class Layout(NamedTuple):
+    """What a kernel wants multiples of: rows of values, vectors and a matrix's columns; and a matrix's rows."""
+
+    rows: int = 1
+    matrix_rows: int = 1
+
+
+PLAIN = Layout()
+
+
 @dataclass
 class Program:
     """Instructions with their rows settled, and the recipe for weights and biases."""
 
     rows: int  # of the workspace, including those kept free at its start
+    layout: Layout
     output_rows: int
     instructions: Tensor  # [n, 11] int64, as in csrc/kernels.h
     bias_width: int
@@ -56,15 +69,14 @@ class Program:
         return 2 * int((linear[:, 6] * linear[:, 7]).sum())
 
     @torch.no_grad()
-    def weights(self, block_rows: int, dtype: torch.dtype) -> Tensor:
-        """Matrices as [block][column][row], the last block with the rows that are left; vectors as they are."""
+    def weights(self, pack: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Tensor:
+        """All in one, the matrices as ``pack`` returns them."""
         parts = []
         for constant in self._weights:
             w = constant()
-            if w.ndim == 2:
-                w = torch.cat([block.mT.reshape(-1) for block in w.split(block_rows)])
+            w = pack(w) if w.ndim == 2 else pad(w, (0, -len(w) % self.layout.rows))
             parts.append(w.reshape(-1))
-        return torch.cat(parts).to(dtype) if parts else torch.zeros(1, dtype=dtype)
+        return torch.cat(parts).to(dtype) if parts else torch.zeros(self.layout.rows, dtype=dtype)
 
     @torch.no_grad()
     def biases(self, times: Tensor, dtype: torch.dtype) -> Tensor:
@@ -87,14 +99,25 @@ class Program:
         return torch.tensor(code, dtype=torch.int64).reshape(-1, 11)
 
 
-class Rows:
-    """Hands out rows of the workspace and takes them back, lowest first."""
+def blocks(matrix: Tensor, rows: int) -> Tensor:
+    """As the CPU's kernels want it: [block][column][row], the last block with the rows that are left."""
+    return torch.cat([block.mT.reshape(-1) for block in matrix.split(rows)])
 
-    def __init__(self, start: int) -> None:
+
+def up(count: int, granule: int) -> int:
+    return -(-count // granule) * granule
+
+
+class Rows:
+    """Hands out rows of the workspace and takes them back, lowest first; in multiples of ``granule``."""
+
+    def __init__(self, start: int, granule: int = 1) -> None:
         self.free: list[tuple[int, int]] = []  # (row, count), by row
-        self.end = start
+        self.granule = granule
+        self.end = up(start, granule)
 
     def take(self, count: int) -> int:
+        count = up(count, self.granule)
         for k, (row, size) in enumerate(self.free):
             if size >= count:
                 self.free[k : k + 1] = [(row + count, size - count)] if size > count else []
@@ -103,6 +126,7 @@ class Rows:
         return row
 
     def give(self, row: int, count: int) -> None:
+        count = up(count, self.granule)
         merged: list[tuple[int, int]] = []
         for start, size in sorted([*self.free, (row, count)]):
             if merged and sum(merged[-1]) == start:
@@ -112,14 +136,14 @@ class Rows:
         self.free = merged
 
 
-def assemble(end: Value, source: Value, first_row: int = 0) -> Program:
+def assemble(end: Value, source: Value, first_row: int = 0, layout: Layout = PLAIN) -> Program:
     """The program that computes ``end`` from ``source``. Rows below ``first_row`` are the caller's."""
-    return _Assembler(end, source, first_row).program()
+    return _Assembler(end, source, first_row, layout).program()
 
 
 class _Assembler:
-    def __init__(self, end: Value, source: Value, first_row: int) -> None:
-        self.end = end
+    def __init__(self, end: Value, source: Value, first_row: int, layout: Layout) -> None:
+        self.end, self.layout = end, layout
         self.values = order(end)
         self.users: dict[Value, list[Value]] = {value: [] for value in self.values}
         for value in self.values:
@@ -136,7 +160,7 @@ class _Assembler:
                 self.products[value] = matrix
         self.scales = {value: self.scale(value) for value in self.values}
         self.place: dict[Value, int] = {source: INPUT_ROWS}
-        self.rows = Rows(first_row)
+        self.rows = Rows(first_row, layout.rows)
         self.code: list[list[int]] = []
         self.weights: list[Constant] = []
         self.biases: list[tuple[int, int, Bias, float]] = []
@@ -182,7 +206,8 @@ class _Assembler:
         if self.place[self.end] != OUTPUT_ROWS:
             self.emit("add", self.end.rows, OUTPUT_ROWS, src=self.place[self.end])
         code = torch.tensor(self.code, dtype=torch.int64).reshape(-1, 11)
-        return Program(self.rows.end, self.end.rows, code, self.bias_count, self.weights, self.biases)
+        counts = self.rows.end, self.layout, self.end.rows
+        return Program(*counts, code, self.bias_count, self.weights, self.biases)
 
     def emit(
         self,
@@ -213,7 +238,7 @@ class _Assembler:
             src=self.place[value.src],
             other=NOTHING if value.other is None else self.place[value.other],
             columns=value.src.rows,
-            weights=self.new_weights(lambda: matrix() * factor, value.rows * value.src.rows),
+            weights=self.new_weights(lambda: matrix() * factor, self.matrix_size(value.rows, value.src.rows)),
             bias=self.new_bias(value.bias, value.rows, self.scales[value]),
         )
         self.release(*operands(value))
@@ -266,8 +291,12 @@ class _Assembler:
         self.settle(value)
         return None
 
+    def matrix_size(self, rows: int, columns: int) -> int:
+        return up(rows, self.layout.matrix_rows) * up(columns, self.layout.rows)
+
     def new_weights(self, constant: Constant, size: int) -> int:
         self.weights.append(constant)
+        size = up(size, self.layout.rows)
         self.weight_count += size
         return self.weight_count - size
 
@@ -275,8 +304,8 @@ class _Assembler:
         if bias is None:
             return NOTHING
         self.biases.append((self.bias_count, rows, bias, factor))
-        self.bias_count += rows
-        return self.bias_count - rows
+        start, self.bias_count = self.bias_count, self.bias_count + up(rows, self.layout.rows)
+        return start
 
     def settle(self, value: Value) -> int:
         """Rows for a new value; the end goes where the caller wants it."""

@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from fpfast import backends
-from fpfast.assemble import Program, assemble
+from fpfast.assemble import PLAIN, Layout, Program, assemble, blocks
 from fpfast.errors import bad, integer
 from fpfast.jets import Jets
 from fpfast.program import Value, divergence, gradient
@@ -152,9 +153,11 @@ class Fused:
     def packed(self, what: str, first_row: int, dtype: torch.dtype) -> Packed:
         """The program for "output", "gradient" (of a potential), or the divergence or Laplacian of these two."""
         key = what, first_row, dtype
-        return self.remembered(
-            key, lambda: Packed(assemble(self.value(what), self._source, first_row), dtype, self.level)
-        )
+        return self.remembered(key, lambda: Packed(self.program(what, first_row), dtype, self.level))
+
+    def program(self, what: str, first_row: int, layout: Layout = PLAIN) -> Program:
+        """The program behind a name of :meth:`packed`; its rows below ``first_row`` are the caller's."""
+        return assemble(self.value(what), self._source, first_row, layout)
 
     def available(self, x: Tensor) -> bool:
         """If the engine runs on tensors like x."""
@@ -333,7 +336,7 @@ class Packed:
 
         self.cpu = Cpu(level)
         self.program = program
-        self.weights = program.weights(self.cpu.block_rows, dtype)
+        self.weights = program.weights(partial(blocks, rows=self.cpu.block_rows), dtype)
 
     def evaluate(self, x: Tensor, out: Tensor, biases: Tensor, per_sample: bool = False) -> None:
         """out = the program's value at x; ``biases`` has one row, or one for each sample."""

@@ -35,6 +35,31 @@ def _ports(ports: list[Port]) -> list[tuple[int, int, int]]:
     return [(tensor.data_ptr(), row, tensor.shape[1]) for tensor, row in ports]
 
 
+def _trajectory(
+    arrays: dict[str, Tensor], steps: tuple[int, int], numbers: dict[str, int], state: Tensor, key: Key | None
+) -> dict[str, int]:
+    """The arguments of a trajectory by their names in csrc/kernels.h."""
+    seeds, per_sample, first_sample, _, _ = _key(key)
+    program, actions, biases = arrays["program"], arrays["actions"], arrays["biases"]
+    return {
+        **_addresses(arrays),
+        **numbers,
+        "float64": arrays["weights"].dtype == torch.float64,
+        "instructions": len(program),
+        "weight_count": len(arrays["weights"]),
+        "bias_rows": biases.shape[0],
+        "bias_width": biases.shape[1],
+        "count": len(actions),
+        "first_step": steps[0],
+        "last_step": steps[1],
+        "stages": arrays["evaluations"].shape[1],
+        "samples": state.shape[0],
+        "seeds": seeds,
+        "seeds_per_sample": per_sample,
+        "first_sample": first_sample,
+    }
+
+
 class _Pairs(ABC):
     """The ops of pairs and probes, which all devices are given alike."""
 
@@ -119,33 +144,10 @@ class Cpu(_Pairs):
         tile: int = 0,
     ) -> None:
         """Runs steps of a recognised network on all samples of the ports' tensors; see csrc/kernels.h."""
-        _native.cpu_trajectory(
-            self.level,
-            weights.dtype == torch.float64,
-            _ports(inputs),
-            _ports(outputs),
-            program.data_ptr(),
-            len(program),
-            weights.data_ptr(),
-            len(weights),
-            biases.data_ptr(),
-            biases.shape[0],
-            biases.shape[1],
-            actions.data_ptr(),
-            len(actions),
-            steps[0],
-            steps[1],
-            evaluations.shape[0],
-            evaluations.shape[1],
-            evaluations.data_ptr(),
-            coef.data_ptr(),
-            dimension,
-            rows,
-            *_key(key)[:3],
-            inputs[0][0].shape[0],
-            tile,
-            torch.get_num_threads(),
-        )
+        numbers = {"steps": evaluations.shape[0], "dimension": dimension, "rows": rows}
+        arrays = {"program": program, "weights": weights, "biases": biases, "actions": actions}
+        arguments = _trajectory({**arrays, "evaluations": evaluations, "coef": coef}, steps, numbers, inputs[0][0], key)
+        _native.cpu_trajectory(self.level, arguments, _ports(inputs), _ports(outputs), tile, torch.get_num_threads())
 
     def residual(
         self,
@@ -183,3 +185,33 @@ class Cuda(_Pairs):
             stream = torch.cuda.current_stream().cuda_stream
             numbers = (KINDS[kind], *_key(key), samples, elements)
             _native.cuda_probed(op, _addresses(tensors), *numbers, scratch.data_ptr(), stream)
+
+    def shared_memory(self, device: torch.device) -> int:
+        """Bytes that a block of threads can have."""
+        with torch.cuda.device(device):
+            return _native.cuda_shared_memory()
+
+    def trajectory(
+        self,
+        *,
+        inputs: list[Port],
+        outputs: list[Port],
+        host: dict[str, Tensor],  # program, actions, evaluations, slabs; read before the launch to check them
+        device: dict[str, Tensor],  # the same, and weights, biases, coef
+        steps: tuple[int, int],
+        dimension: int,
+        rows: int,
+        key: Key | None = None,
+    ) -> None:
+        """Runs steps of a recognised network on all samples of the ports' tensors; see csrc/cuda/trajectory.cu."""
+        state = inputs[0][0]
+        numbers = {
+            "steps": len(host["evaluations"]),
+            "dimension": dimension,
+            "rows": rows,
+            "slab_count": len(host["slabs"]),
+        }
+        arguments = _trajectory({**device, **host}, steps, numbers, state, key)
+        with torch.cuda.device(state.device):
+            stream = torch.cuda.current_stream().cuda_stream
+            _native.cuda_trajectory(arguments, _addresses(device), _ports(inputs), _ports(outputs), stream)

@@ -19,7 +19,7 @@ from fpfast.score import Score
 from fpfast.sde import SDES
 from fpfast.solvers import SOLVERS, Plan, Table
 from fpfast.times import grid
-from fpfast.trajectory import FusedLoop, fusible
+from fpfast.trajectory import FusedLoop, fusible, schedule
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -112,11 +112,12 @@ def sample(
         callback_steps: the steps (1 to steps) after which it is called; default: all.
         return_info: return (samples, :class:`Info`).
 
-    On the CPU the layers of a perceptron (see :mod:`fpfast.fused`) run inside the kernel, all steps in one go. It is
-    called once, on three points, to check what was recognised; a potential a second time when it is new.
-    backend="reference" calls it as any other network is called: as it is, so put it in evaluation mode if it has
-    dropout. Its inputs x and t are the run's own memory: the next step overwrites them, and the last state is what is
-    returned. So a network must not change them, and must clone what it wants to keep.
+    The layers of a perceptron (see :mod:`fpfast.fused`) run inside the kernel, all steps in one go, on the CPU and,
+    where the CUDA kernels are built, on a GPU. It is called once, on three points, to check what was recognised (of a
+    network on a GPU, a copy on the CPU); a potential a second time when it is new. backend="reference" calls it as any
+    other network is called: as it is, so put it in evaluation mode if it has dropout. Its inputs x and t are the run's
+    own memory: the next step overwrites them, and the last state is what is returned. So a network must not change
+    them, and must clone what it wants to keep.
 
     Returns:
         Samples at the last time, of the given shape, dtype and device.
@@ -144,7 +145,7 @@ def sample(
     if net is None:
         run = Loop(score, table, ends, backend, device, dtype, callback, chosen)
     else:
-        run = FusedLoop(net, score, table, ends, dtype, callback, chosen)
+        run = FusedLoop(schedule(net, score, table, device, dtype), table, ends, callback, chosen)
     out = torch.empty(shape, dtype=dtype, device=device)
     starts = range(0, shape[0], batch_size)
     began = time.perf_counter()

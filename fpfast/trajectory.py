@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fpfast import backends
+from fpfast import backends, fragments
+from fpfast.assemble import PLAIN, Layout, up
 from fpfast.errors import bad
 from fpfast.fused import Fused, Unsupported, recognised
 from fpfast.loop import Callback
 from fpfast.reference import Key
 from fpfast.score import Score
 from fpfast.solvers import Table
+from fpfast.traced import first_line
+
+if TYPE_CHECKING:
+    from fpfast.native import Cuda
 
 NOTHING = -1
-WORK = 20_000_000_000  # floating-point operations in one native call: so long a progress bar, or Ctrl-C, has to wait
+MOST_SLOTS = 10  # of a solver's table
+# Floating-point operations in one native call: so long a progress bar, or Ctrl-C, has to wait.
+WORK = {"cpu": 2 * 10**10, "cuda": 10**14}
 
 
 def fusible(
     score: Score, shape: tuple[int, ...], backend: str, device: torch.device, dtype: torch.dtype
 ) -> tuple[Fused | None, str | None]:
     """The network if the fused engine runs it, else why not. ``backend`` is the one that the user asked for."""
-    if backend not in ("auto", "cpu"):
-        return None, f"backend is {backend!r}"
-    if (missing := backends.BACKENDS["cpu"].missing()) is not None:
-        return None, missing
-    if device.type != "cpu":
+    if device.type not in WORK:
         return None, f"the state is on {device}"
+    if backend not in ("auto", device.type):
+        return None, f"backend is {backend!r}"
+    if (missing := backends.BACKENDS["cpu"].missing() or backends.BACKENDS[device.type].missing()) is not None:
+        return None, missing
     if score.guidance is not None:
         return None, "a network with guidance returns a pair"
     if len(shape) != 2:
@@ -42,7 +51,7 @@ def fusible(
             want = f"a network compiled for dimension {shape[1]}, with {outputs} outputs"
             flat = ", flat" if net.flat else ""
             raise bad("score", want, f"dimension {net.dimension}, {net.outputs} outputs{flat}")
-        return net, None
+        return (net, None) if (reason := _too_large(net, score, device)) is None else (None, reason)
     if not isinstance(net, nn.Module):
         return None, "net is a function, not a torch.nn.Module"
     if dtype != torch.float32:
@@ -51,13 +60,39 @@ def fusible(
     if other := {str(one) for one in held if one != dtype}:
         return None, f"the network's parameters are {', '.join(sorted(other))}"
     try:
-        fused = recognised(net, shape[1], _what(score))
+        # Of a network on a GPU a copy is recognised, for the tracing and the checks are done here.
+        fused = recognised(net, shape[1], _what(score)) if device.type == "cpu" else Fused(_on_cpu(net), shape[1])
         if fused.outputs != outputs or _flat_score(fused, score):
             return None, f"the network has {fused.outputs} outputs" + ", flat" * fused.flat
         fused.value(_what(score))
     except Unsupported as error:
         return None, str(error)
-    return fused, None
+    return (fused, None) if (reason := _too_large(fused, score, device)) is None else (None, reason)
+
+
+def _on_cpu(net: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(net).cpu()
+    except Exception as error:
+        raise Unsupported(f"net cannot be copied to the CPU: {first_line(error)}") from error
+
+
+def _cuda() -> Cuda:
+    from fpfast.native import Cuda  # which is not there where the kernels are not built
+
+    return Cuda()
+
+
+def _too_large(net: Fused, score: Score, device: torch.device) -> str | None:
+    """Why a GPU's shared memory does not hold the values of 16 samples; None where it does, and for a processor."""
+    if device.type != "cuda":
+        return None
+    slots = MOST_SLOTS * up(net.dimension, fragments.LAYOUT.rows)
+    needed = fragments.shared_bytes(net.program(_what(score), slots, fragments.LAYOUT))
+    there = _cuda().shared_memory(device)
+    if needed <= there:
+        return None
+    return f"16 samples need {needed} bytes of shared memory, and {device} has {there}"
 
 
 def _flat_score(net: Fused, score: Score) -> bool:
@@ -69,52 +104,104 @@ def _what(score: Score) -> str:
     return "gradient" if score.predicts == "potential" else "output"
 
 
-class Schedule:
-    """A table as the engine wants it. States and outputs are slots of ``dimension`` rows each."""
+class Plan:
+    """A table as the engine wants it. States and outputs are slots, of so many rows as a layout makes of a state."""
 
-    def __init__(self, net: Fused, what: str, table: Table, dtype: torch.dtype) -> None:
-        d = net.dimension
-        rows = {name: k * d for k, name in enumerate(_slots(table))}
-        self.packed = net.packed(what, len(rows) * d, dtype)
+    def __init__(self, table: Table, dimension: int, layout: Layout) -> None:
+        rows = {name: k * up(dimension, layout.rows) for k, name in enumerate(_slots(table))}
+        self.rows = len(rows) * up(dimension, layout.rows)
         self.actions = torch.tensor(_actions(table, rows))
-        self.coef = table.coef.to(dtype)
         self.bias_rows = torch.where(table.evaluate, table.evaluate.flatten().cumsum(0).view_as(table.evaluate) - 1, -1)
-        self.biases = self.packed.program.biases(table.times[table.evaluate], dtype)
-        self.flops = max(1, self.packed.program.flops) * table.evaluate.sum(1)
         # What a step leaves for the next: the state, and what multistep solvers keep.
         self.kept = {name: rows[name] for name in ("x", *(to for stage in table.stages for _, to in stage.keep))}
 
 
+class Schedule:
+    """A plan with its numbers, for a processor."""
+
+    device = "cpu"
+
+    def __init__(self, net: Fused, what: str, table: Table, dtype: torch.dtype) -> None:
+        self.plan, self.dimension = Plan(table, net.dimension, PLAIN), net.dimension
+        self.packed = net.packed(what, self.plan.rows, dtype)
+        self.program = self.packed.program
+        self.coef = table.coef.to(dtype)
+        self.biases = self.program.biases(table.times[table.evaluate], dtype)
+
+    def run(self, slots: list[tuple[Tensor, int]], steps: tuple[int, int], key: Key) -> None:
+        plan = self.plan
+        self.packed.run(slots, plan.actions, steps, plan.bias_rows, self.coef, self.biases, self.dimension, key)
+
+
+class GpuSchedule:
+    """A plan with its numbers, for one GPU."""
+
+    device = "cuda"
+
+    def __init__(self, net: Fused, what: str, table: Table, device: torch.device, kernels: Cuda) -> None:
+        self.plan, self.kernels = Plan(table, net.dimension, fragments.LAYOUT), kernels
+        self.program, self.dimension = net.program(what, self.plan.rows, fragments.LAYOUT), net.dimension
+        self.host = {
+            "program": self.program.instructions,
+            "actions": self.plan.actions,
+            "evaluations": self.plan.bias_rows,
+            "slabs": fragments.slabs(self.program),
+        }
+        numbers = {
+            "weights": self.program.weights(fragments.fragments, torch.float32),
+            "biases": self.program.biases(table.times[table.evaluate], torch.float32),
+            "coef": table.coef.float(),
+        }
+        self.there = {name: tensor.to(device).contiguous() for name, tensor in {**self.host, **numbers}.items()}
+
+    def run(self, slots: list[tuple[Tensor, int]], steps: tuple[int, int], key: Key) -> None:
+        self.kernels.trajectory(
+            inputs=slots,
+            outputs=slots,
+            host=self.host,
+            device=self.there,
+            steps=steps,
+            dimension=self.dimension,
+            rows=self.program.rows,
+            key=key,
+        )
+
+
+def schedule(
+    net: Fused, score: Score, table: Table, device: torch.device, dtype: torch.dtype
+) -> Schedule | GpuSchedule:
+    """The table made ready for the engine, here or at an earlier call."""
+    what = _what(score)
+    if device.type == "cpu":
+        return net.remembered((what, table, dtype), lambda: Schedule(net, what, table, dtype))
+    return net.remembered((what, table, device), lambda: GpuSchedule(net, what, table, device, _cuda()))
+
+
 class FusedLoop:
-    """A table made ready for the engine."""
+    """Runs a schedule, in one native call where nothing asks for more."""
 
     def __init__(
         self,
-        net: Fused,
-        score: Score,
+        schedule: Schedule | GpuSchedule,
         table: Table,
         ends: Sequence[float],
-        dtype: torch.dtype,
         callback: Callback | None,
         callback_steps: set[int],
     ) -> None:
-        self.table, self.ends = table, ends
+        self.schedule, self.table, self.ends = schedule, table, ends
         self.callback, self.callback_steps = callback, callback_steps
-        self.steps, self.dimension = len(ends), net.dimension
-        what = _what(score)
-        self.schedule = net.remembered((what, table, dtype), lambda: Schedule(net, what, table, dtype))
+        self.steps = len(ends)
 
     @property
     def evaluations(self) -> int:
         return int(self.table.evaluate[: self.steps].sum())
 
     def __call__(self, x: Tensor, seed: Tensor, first_sample: int, bar: tqdm) -> Tensor:
-        plan = self.schedule
-        slots = [(x if name == "x" else torch.zeros_like(x), row) for name, row in plan.kept.items()]
+        kept = self.schedule.plan.kept
+        slots = [(x if name == "x" else torch.zeros_like(x), row) for name, row in kept.items()]
         start = 0
         for stop in self._stops(len(x)):
-            plan.packed.run(slots, plan.actions, (start, stop), plan.bias_rows, plan.coef, plan.biases,
-                            self.dimension, Key(seed, first_sample, 0, 0))  # fmt: skip
+            self.schedule.run(slots, (start, stop), Key(seed, first_sample, 0, 0))
             bar.update(stop - start)
             start = stop
             wanted = self.callback is not None and stop in self.callback_steps
@@ -125,10 +212,11 @@ class FusedLoop:
 
     def _stops(self, samples: int) -> list[int]:
         """The steps after which the engine returns: those of the callback, and often enough in between."""
-        work = (self.schedule.flops * samples).cumsum(0)
+        flops = self.schedule.program.flops * self.table.evaluate.sum(1)
+        work, most = (flops.clamp(min=1) * samples).cumsum(0), WORK[self.schedule.device]
         ends = {self.steps}
-        if work[-1] > WORK:
-            ends |= set(((work // WORK).diff().nonzero()[:, 0] + 1).tolist())
+        if work[-1] > most:
+            ends |= set(((work // most).diff().nonzero()[:, 0] + 1).tolist())
         if self.callback is not None:
             ends |= {step for step in self.callback_steps if step < self.steps}
         return sorted(step for step in ends if 0 < step <= self.steps)

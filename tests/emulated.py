@@ -145,18 +145,65 @@ class Probed(ctypes.Structure):  # csrc/kernels.h
     ]
 
 
+class Port(ctypes.Structure):  # csrc/kernels.h
+    _fields_ = [("data", ctypes.c_uint64), ("row", ctypes.c_int64), ("rows", ctypes.c_int64)]
+
+
+class Trajectory(ctypes.Structure):  # csrc/kernels.h
+    _fields_ = [
+        ("float64", ctypes.c_bool),
+        ("program", ctypes.c_uint64),
+        ("instructions", ctypes.c_int64),
+        ("weights", ctypes.c_uint64),
+        ("biases", ctypes.c_uint64),
+        ("bias_width", ctypes.c_int64),
+        ("actions", ctypes.c_uint64),
+        *((name, ctypes.c_int64) for name in ("count", "first_step", "last_step", "stages")),
+        ("evaluations", ctypes.c_uint64),
+        ("coef", ctypes.c_uint64),
+        ("inputs", Port * 16),
+        ("outputs", Port * 16),
+        ("input_count", ctypes.c_int),
+        ("output_count", ctypes.c_int),
+        ("dimension", ctypes.c_int64),
+        ("rows", ctypes.c_int64),
+        ("noise", Noise),
+        ("samples", ctypes.c_int64),
+        ("tile", ctypes.c_int64),
+    ]
+
+
+class Weights(ctypes.Structure):  # csrc/cuda/launch.h
+    _fields_ = [
+        ("count", ctypes.c_int64),
+        ("slabs", ctypes.c_uint64),
+        ("slab_count", ctypes.c_int64),
+        ("most_fragments", ctypes.c_int64),
+    ]
+
+
 class Cuda(Backend):
     def __init__(self, modules: dict[str, Modules]) -> None:
         super().__init__()
         self.modules = modules
         self.most_blocks = 2**14
         self.plain = True  # where the call is
+        self.resident, self.warps = True, 2  # of a trajectory
 
-    def launch(self, file: str, name: str, blocks: int, memory: Memory, arguments: list[object]) -> None:
+    def launch(
+        self,
+        file: str,
+        name: str,
+        blocks: int,
+        memory: Memory,
+        arguments: list[object],
+        threads: int = THREADS,
+        shared_bytes: int = 0,
+    ) -> None:
         module = self.modules[file][self.first_block]
         (entry,) = (entry for entry in module.kernels if re.search(name, entry))
-        blocks = min(blocks - self.first_block, self.most_blocks)
-        self.stats = module.kernel(entry).launch((blocks,), THREADS, arguments, **self.options())
+        blocks, more = min(blocks - self.first_block, self.most_blocks), {"shared_bytes": shared_bytes}
+        self.stats = module.kernel(entry).launch((blocks,), threads, arguments, **more, **self.options())
         memory.check(self.stats)
 
     def key(self, key: reference.Key | None, memory: Memory) -> Noise:
@@ -249,6 +296,44 @@ class Cuda(Backend):
             memory = Memory([sums], [room])
             arguments = [memory[sums], memory[room], samples, parts]
             self.launch("pairs", "add_parts_kernel", -(-samples // THREADS), memory, arguments)
+
+    def trajectory(
+        self,
+        *,
+        inputs: list[tuple[Tensor, int]],
+        outputs: list[tuple[Tensor, int]],
+        host: dict[str, Tensor],
+        device: dict[str, Tensor],
+        steps: tuple[int, int],
+        dimension: int,
+        rows: int,
+        key: reference.Key,
+    ) -> None:
+        states = {tensor.data_ptr(): tensor for tensor, _ in [*inputs, *outputs]}
+        memory = Memory(list(states.values()), [*states.values(), *device.values(), key.seed])
+        at = {name: memory[tensor].ptr for name, tensor in device.items()}
+        run = Trajectory(instructions=len(device["program"]), bias_width=device["biases"].shape[1])
+        for name in ("program", "weights", "biases", "actions", "evaluations", "coef"):
+            setattr(run, name, at[name])
+        run.count, run.stages = len(device["actions"]), device["evaluations"].shape[1]
+        run.first_step, run.last_step = steps
+        for ports, given in ((run.inputs, inputs), (run.outputs, outputs)):
+            ports[: len(given)] = [Port(memory[tensor].ptr, row, tensor.shape[1]) for tensor, row in given]
+        run.input_count, run.output_count = len(inputs), len(outputs)
+        run.dimension, run.rows, run.samples = dimension, rows, len(inputs[0][0])
+        run.noise = self.key(key, memory)
+        most = int(host["slabs"][:, 1].max())
+        weights = Weights(len(device["weights"]), at["slabs"], len(host["slabs"]), most)
+        of_weights = 4 * weights.count if self.resident else 3 * 512 * most
+        self.launch(
+            "trajectory",
+            f"trajectory_kernel.*{'Resident' if self.resident else 'Streamed'}",
+            -(-run.samples // (16 * self.warps)),
+            memory,
+            [run, weights],
+            threads=32 * self.warps,
+            shared_bytes=of_weights + self.warps * rows * 64,
+        )
 
 
 class Triton(Backend):

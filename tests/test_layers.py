@@ -26,7 +26,7 @@ LAYERS = [
     ["points"],
     ["score"],
     ["fused"],
-    ["jets"],
+    ["fragments", "jets"],
     ["recognise"],
     ["layers"],
     ["shapes"],

@@ -106,7 +106,7 @@ const char* run_plain(const Combine& op, uint32_t units, void* stream) {
   const auto kernel = op.noise.seeds
                           ? (single(op) ? plain_kernel<operands, true, true> : plain_kernel<operands, true, false>)
                           : (single(op) ? plain_kernel<operands, false, true> : plain_kernel<operands, false, false>);
-  return launch(kernel, blocks, stream, op, work);
+  return launch(kernel, blocks, threads_per_block, 0, stream, op, work);
 }
 
 template <Kind kind>
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(threads_per_block)
 const char* combine(const Combine& op, void* stream) {
   if (op.samples == 0 || op.elements == 0) return nullptr;
   const int64_t units = op.samples * ((op.elements + 3) / 4);
-  if (!is_plain(op, units)) return launch(combine_kernel, blocks_for(units), stream, op);
+  if (!is_plain(op, units)) return launch(combine_kernel, blocks_for(units), threads_per_block, 0, stream, op);
   switch (op.operands) {
     case 1: return run_plain<1>(op, uint32_t(units), stream);
     case 2: return run_plain<2>(op, uint32_t(units), stream);
@@ -140,7 +140,8 @@ const char* noise(float* out, Kind kind, const Noise& noise, int64_t samples, in
   if (samples == 0 || elements == 0) return nullptr;
   const int blocks = blocks_for(samples * ((elements + 3) / 4));
   return by_kind(kind, [&](auto one) {
-    return launch(noise_kernel<decltype(one)::value>, blocks, stream, out, noise, samples, elements);
+    return launch(noise_kernel<decltype(one)::value>, blocks, threads_per_block, 0, stream, out, noise, samples,
+                  elements);
   });
 }
 

@@ -51,15 +51,18 @@ struct Divisor {
 
 // Null, or what CUDA says is wrong. By the call behind <<<>>>, which any C++ compiler reads.
 template <class... Parameters, class... Arguments>
-const char* launch(void (*kernel)(Parameters...), int blocks, void* stream, const Arguments&... arguments) {
+const char* launch(void (*kernel)(Parameters...), int blocks, int threads, int64_t shared_bytes, void* stream,
+                   const Arguments&... arguments) {
   std::tuple<Parameters...> given(arguments...);
-  const cudaError_t error = std::apply(
-      [&](auto&... each) {
-        void* addresses[] = {&each...};
-        return cudaLaunchKernel(kernel, dim3(blocks), dim3(threads_per_block), addresses, 0,
-                                static_cast<cudaStream_t>(stream));
-      },
-      given);
+  cudaError_t error = cudaSuccess;
+  if (shared_bytes > 0)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
+  const auto run = [&](auto&... each) {
+    void* addresses[] = {&each...};
+    return cudaLaunchKernel(kernel, dim3(blocks), dim3(threads), addresses, size_t(shared_bytes),
+                            static_cast<cudaStream_t>(stream));
+  };
+  if (error == cudaSuccess) error = std::apply(run, given);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 

@@ -16,4 +16,19 @@ const char* product(const Probed& op, float* scratch, void* stream);
 const char* probe_dot(const Probed& op, float* scratch, void* stream);
 const char* probe_times(const Probed& op, void* stream);
 
+// Matrices of a program in the order of their use, cut into slabs: `fragments` times 32 float4, from float `first` on.
+struct Slab {
+  int64_t first, fragments;
+};
+
+struct Weights {
+  int64_t count;  // floats in all, a multiple of four
+  const Slab* slabs;
+  int64_t slab_count, most_fragments;
+};
+
+// Of a block of threads, on the current device.
+const char* shared_memory(int64_t& bytes);
+const char* trajectory(const Trajectory& run, const Weights& all, void* stream);
+
 }  // namespace fpfast::cuda

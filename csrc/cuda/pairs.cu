@@ -151,10 +151,11 @@ const char* sum_up(const Probed& op, float* out, float* scratch, void* stream) {
   const int64_t parts = parts_of(op.elements), units = op.samples * parts;
   const int together = threads_per_sample(groups_of(op));
   float* const sums = parts == 1 ? out : scratch;
-  const char* error = launch(sum_kernel<Term>, blocks_for(units * together), stream, op, sums, together, parts);
+  const char* error =
+      launch(sum_kernel<Term>, blocks_for(units * together), threads_per_block, 0, stream, op, sums, together, parts);
   if (error || parts == 1) return error;
-  return launch(add_parts_kernel, blocks_for(op.samples), stream, out, static_cast<const float*>(sums), op.samples,
-                parts);
+  return launch(add_parts_kernel, blocks_for(op.samples), threads_per_block, 0, stream, out,
+                static_cast<const float*>(sums), op.samples, parts);
 }
 
 }  // namespace
@@ -166,13 +167,17 @@ int64_t parts_of(int64_t elements) {
 const char* pair(const Probed& op, void* stream) {
   if (op.samples == 0 || op.elements == 0) return nullptr;
   const int blocks = blocks_for(op.samples * groups_of(op));
-  return by_kind(op.kind, [&](auto kind) { return launch(pair_kernel<decltype(kind)::value>, blocks, stream, op); });
+  return by_kind(op.kind, [&](auto kind) {
+    return launch(pair_kernel<decltype(kind)::value>, blocks, threads_per_block, 0, stream, op);
+  });
 }
 
 const char* probe_times(const Probed& op, void* stream) {
   if (op.samples == 0 || op.elements == 0) return nullptr;
   const int blocks = blocks_for(op.samples * groups_of(op));
-  return by_kind(op.kind, [&](auto kind) { return launch(times_kernel<decltype(kind)::value>, blocks, stream, op); });
+  return by_kind(op.kind, [&](auto kind) {
+    return launch(times_kernel<decltype(kind)::value>, blocks, threads_per_block, 0, stream, op);
+  });
 }
 
 const char* defect(const Probed& op, float* scratch, void* stream) {

@@ -82,6 +82,22 @@ struct Scalar {
     return sqrtf(value);
 #endif
   }
+  FPFAST_FN F fma(F a, F b, F c) { return fmaf(a, b, c); }
+  FPFAST_FN F max(F a, F b) { return a > b ? a : b; }  // b where it is NaN
+  FPFAST_FN bool negative(F value) { return as_bits(value) >> 31; }
+  FPFAST_FN F minus_absolute(F value) { return as_float(as_bits(value) | 0x80000000u); }
+  FPFAST_FN F inverse(F value) { return 1.0f / value; }
+  // For sines of large arguments, r and the number of quarter turns by way of float64.
+  FPFAST_FN void reduce_large(F z, F& r, U& quadrant) {
+    if (!(fabsf(z) > 0x1p13f)) return;
+    if (!(fabsf(z) < 0x1p62f)) {  // float64 does not count so far
+      r = z - z;
+      return;
+    }
+    const double turns = rint(double(z) * 0x1.45f306dc9c883p-1);  // 2 / pi
+    r = float(::fma(-turns, 0x1.1a62633145c07p-54, ::fma(-turns, 0x1.921fb54442d18p+0, double(z))));
+    quadrant = U(int64_t(turns));
+  }
   FPFAST_FN Product product(uint32_t constant, Word word) {
 #if defined(__CUDA_ARCH__)
     Product both;  // nvcc makes one instruction more of a multiplication in C++

@@ -1,0 +1,215 @@
+// Whole runs of a recognised network in one launch: a warp takes 16 samples through all steps.
+//
+// Weights lie in shared memory; where they do not fit beside the samples' values they pass through it, slab by slab,
+// the next ones under way while one is used. Combinations and noise are those of combine.cu, operation by operation.
+#include "groups.h"
+#include "network.h"
+
+namespace fpfast::cuda {
+namespace {
+
+constexpr int most_warps = 8, enough_warps = 4;  // of a block; with four every scheduler has one
+constexpr int stages = 3;                        // slabs in shared memory at once: one in use, the others on their way
+
+struct SlabView {
+  const float4* data;
+  int fragments;  // of 32 float4
+};
+
+// All weights, in shared memory for good.
+class Resident {
+ public:
+  static __host__ __device__ int64_t bytes(const Weights& all) { return all.count * int64_t(sizeof(float)); }
+
+  __device__ Resident(const Weights& all, const float* global, float4* memory) : all_(all), memory_(memory) {
+    for (int64_t k = threadIdx.x; k < all.count / 4; k += blockDim.x)
+      copy_async(memory + k, reinterpret_cast<const float4*>(global) + k);
+    commit_async();
+    wait_async<0>();
+    __syncthreads();
+  }
+
+  __device__ SlabView next() {
+    const Slab slab = all_.slabs[number_];
+    number_ = number_ + 1 < all_.slab_count ? number_ + 1 : 0;
+    return {memory_ + slab.first / 4, int(slab.fragments)};
+  }
+
+ private:
+  const Weights& all_;
+  const float4* memory_;
+  int64_t number_ = 0;
+};
+
+// Slab after slab, all over again when the last was used.
+class Streamed {
+ public:
+  static __host__ __device__ int64_t bytes(const Weights& all) {
+    return stages * all.most_fragments * int64_t(warp * sizeof(float4));
+  }
+
+  __device__ Streamed(const Weights& all, const float* global, float4* memory)
+      : all_(all), global_(reinterpret_cast<const float4*>(global)), memory_(memory) {
+    for (int k = 0; k < stages - 1; ++k) fetch();
+  }
+
+  __device__ SlabView next() {
+    wait_async<stages - 2>();
+    __syncthreads();  // it is there, and nobody needs the one before it
+    fetch();
+    const SlabView slab = {place(used_), int(all_.slabs[number_].fragments)};
+    number_ = number_ + 1 < all_.slab_count ? number_ + 1 : 0;
+    used_ = (used_ + 1) % stages;
+    return slab;
+  }
+
+ private:
+  __device__ float4* place(int stage) const { return memory_ + stage * all_.most_fragments * warp; }
+
+  __device__ void fetch() {
+    const Slab slab = all_.slabs[coming_];
+    for (int k = int(threadIdx.x); k < int(slab.fragments) * warp; k += int(blockDim.x))
+      copy_async(place(fetched_) + k, global_ + slab.first / 4 + k);
+    commit_async();
+    coming_ = coming_ + 1 < all_.slab_count ? coming_ + 1 : 0;
+    fetched_ = (fetched_ + 1) % stages;
+  }
+
+  const Weights& all_;
+  const float4* global_;
+  float4* memory_;
+  int64_t number_ = 0, coming_ = 0;
+  int used_ = 0, fetched_ = 0;
+};
+
+// What a lane does with the state: copies, combinations and noise, `rows` of it.
+struct State {
+  const Trajectory& run;
+  Values at;
+  Lane lane;
+  int64_t first;  // sample of the tile
+
+  __device__ int tiles() const { return int((run.dimension + tile_rows - 1) / tile_rows); }
+
+  __device__ float element(const Port& port, int which, int64_t row) const {
+    const int64_t sample = min(first + lane.sample(which), run.samples - 1);
+    return row < port.rows ? static_cast<const float*>(port.data)[sample * port.rows + row] : 0.0f;
+  }
+
+  __device__ void copy_in(const Port& port) const {
+    for (int64_t row = lane.row(); row < (port.rows + 7) / 8 * 8; row += tile_rows)
+      at(port.row + row) = make_float4(element(port, 0, row), element(port, 0, row + 1), element(port, 1, row),
+                                       element(port, 1, row + 1));
+  }
+
+  __device__ void copy_out(const Port& port) const {
+    for (int64_t row = lane.row(); row < port.rows; row += tile_rows) {
+      const float4 v = at(port.row + row);
+      const float of[2][2] = {{v.x, v.y}, {v.z, v.w}};
+      for (int which = 0; which < 2; ++which) {
+        const int64_t sample = first + lane.sample(which);
+        if (sample >= run.samples) continue;
+        float* const to = static_cast<float*>(port.data) + sample * port.rows + row;
+        to[0] = of[which][0];
+        if (row + 1 < port.rows) to[1] = of[which][1];
+      }
+    }
+  }
+
+  // Rows row, row + 1 of a sample: half of a group's values.
+  __device__ Pair<Scalar> normals(const Noise& noise, int which, int64_t row) const {
+    const int64_t sample = min(first + lane.sample(which), run.samples - 1);
+    const uint64_t seed = noise.seeds[noise.per_sample ? sample : 0];
+    const uint64_t number = noise.per_sample ? 0 : noise.first_sample + uint64_t(sample);
+    const Words<Scalar> w =
+        philox<Scalar>(counter(noise, number, uint32_t(row / 4)), uint32_t(seed), uint32_t(seed >> 32));
+    return row % 4 ? normal_pair<Scalar>(w.w2, w.w3) : normal_pair<Scalar>(w.w0, w.w1);
+  }
+
+  __device__ void combine(const Action& a, const float* c, uint32_t draw) const {
+    Noise noise = run.noise;
+    noise.stream = uint32_t(a.stream), noise.draw = draw;
+    for (int64_t row = lane.row(), t = 0; t < tiles(); ++t, row += tile_rows) {
+      float4 sum = both({c[0], c[0]}) * at(a.operand[0] + row);
+      for (int n = 1; n < a.operands; ++n)
+        if (c[n] != 0) sum = sum + both({c[n], c[n]}) * at(a.operand[n] + row);
+      if (c[4] != 0 && row < run.dimension) {
+        const auto z = normals(noise, 0, row), other = normals(noise, 1, row);
+        sum = sum + both({c[4], c[4]}) * make_float4(z.a, z.b, other.a, other.b);
+      }
+      if (row + 1 >= run.dimension) sum.y = sum.w = 0;  // a sum of rows that do not exist is to stay finite
+      if (row >= run.dimension) sum.x = sum.z = 0;
+      at(a.out + row) = sum;
+    }
+  }
+
+  __device__ void copy(const Action& a) const {
+    for (int64_t t = 0; t < tiles(); ++t) at(a.out + t * tile_rows) = at(a.in + t * tile_rows);
+  }
+};
+
+template <class Source>
+__global__ void __launch_bounds__(most_warps* warp) trajectory_kernel(Trajectory run, Weights all) {
+  extern __shared__ float4 memory[];
+  Source weights(all, static_cast<const float*>(run.weights), memory);
+  const Lane lane = {int(threadIdx.x) % warp};
+  const int64_t tile = int64_t(blockIdx.x) * (blockDim.x / warp) + threadIdx.x / warp;
+  const int64_t own = threadIdx.x / warp * (run.rows / tile_rows * warp) + lane.number;
+  const Values at = {memory + Source::bytes(all) / int64_t(sizeof(float4)) + own};
+  const State state = {run, at, lane, tile * tile_samples};
+  for (int n = 0; n < run.input_count; ++n) state.copy_in(run.inputs[n]);
+  for (int64_t step = run.first_step; step < run.last_step; ++step)
+    for (int64_t n = 0; n < run.count; ++n) {
+      const Action& a = run.actions[n];
+      const int64_t row = step * run.stages + a.stage;
+      if (a.stage == nothing)
+        state.copy(a);
+      else if (!a.evaluate)
+        state.combine(a, static_cast<const float*>(run.coef) + 5 * row, uint32_t(step));
+      else if (run.evaluations[row] != nothing)
+        evaluate(run, at, static_cast<const float*>(run.biases) + run.evaluations[row] * run.bias_width, a.in, a.out,
+                 lane, weights);
+    }
+  wait_async<0>();
+  for (int n = 0; n < run.output_count; ++n) state.copy_out(run.outputs[n]);
+}
+
+int64_t bytes_of_values(const Trajectory& run, int64_t warps) {
+  return warps * (run.rows / tile_rows) * int64_t(warp * sizeof(float4));
+}
+
+const char* attribute(cudaDeviceAttr which, int64_t& value) {
+  int device = 0, found = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&found, which, device);
+  value = found;
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+template <class Source>
+const char* run_with(const Trajectory& run, const Weights& all, int64_t tiles, int64_t warps, void* stream) {
+  return launch(trajectory_kernel<Source>, int((tiles + warps - 1) / warps), int(warps * warp),
+                Source::bytes(all) + bytes_of_values(run, warps), stream, run, all);
+}
+
+}  // namespace
+
+const char* shared_memory(int64_t& bytes) { return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, bytes); }
+
+// As many warps a block as there is room for, so that they share what comes in, but no more than let every
+// multiprocessor have some. Resident weights are worth having while they leave room for enough of them.
+const char* trajectory(const Trajectory& run, const Weights& all, void* stream) {
+  if (run.samples == 0) return nullptr;
+  int64_t room = 0, processors = 0;
+  if (const char* error = shared_memory(room)) return error;
+  if (const char* error = attribute(cudaDevAttrMultiProcessorCount, processors)) return error;
+  const int64_t tiles = (run.samples + tile_samples - 1) / tile_samples;
+  const int64_t wanted = std::min<int64_t>(most_warps, (tiles + processors - 1) / processors);
+  const auto warps = [&](int64_t weights) { return std::min(wanted, (room - weights) / bytes_of_values(run, 1)); };
+  const int64_t resident = warps(Resident::bytes(all)), streamed = warps(Streamed::bytes(all));
+  if (resident >= std::min<int64_t>(wanted, enough_warps)) return run_with<Resident>(run, all, tiles, resident, stream);
+  if (streamed < 1) return "the network is too large for the shared memory of this GPU";
+  return run_with<Streamed>(run, all, tiles, streamed, stream);
+}
+
+}  // namespace fpfast::cuda

@@ -1,0 +1,180 @@
+"""The trajectory kernel, its PTX (sm_80) run on the CPU, against the CPU engine in float32 and float64."""
+
+import shutil
+from typing import NamedTuple
+
+import pytest
+import torch
+from emulated import PRESENT, Cuda, Modules, compiled_by_nvcc
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import fpfast
+from fpfast import backends, fragments, fused
+from fpfast.network import MLP
+from fpfast.reference import Key
+from fpfast.solvers import SOLVERS, Table
+from fpfast.solvers import Plan as SolverPlan
+from fpfast.times import grid
+from fpfast.trajectory import FusedLoop, GpuSchedule, Schedule
+
+pytestmark = [
+    pytest.mark.ptx,
+    pytest.mark.skipif(not PRESENT, reason="ptxrun, a PTX emulator, is not here (FPFAST_PTXRUN names its folder)"),
+    pytest.mark.skipif(shutil.which("g++") is None, reason="g++, with which ptxrun compiles, is not on PATH"),
+    pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH"),
+    pytest.mark.skipif(backends.BACKENDS["cpu"].missing() is not None, reason="the native kernels are not built"),
+]
+
+STEPS = 3
+KEY = Key(torch.tensor(7), first_sample=2**33 + 1, stream=0, draw=0)
+
+
+class Skip(nn.Module):
+    """Additions, factors, and a time that comes in twice and not by a concatenation."""
+
+    def __init__(self, dimension: int, width: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(dimension, width), nn.Linear(width, width)
+        self.time, self.out = nn.Linear(1, width), nn.Linear(width, dimension)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        h = torch.tanh(self.a(x) + self.time(t[:, None]))
+        h = h + 0.5 * torch.nn.functional.silu(self.b(h)) + torch.sin(self.time(t[:, None]))
+        return self.out(h) - x
+
+
+class Case(NamedTuple):
+    net: nn.Module
+    dimension: int
+    solver: str = "euler_maruyama"
+    predicts: str = "score"
+    samples: int = 37
+    warps: int = 2
+    resident: bool = True
+
+
+def mlp(dimension: int, *hidden: int, activation: str = "silu", potential: bool = False) -> nn.Module:
+    torch.manual_seed(1)
+    return MLP(dimension, hidden, activation=activation, potential=potential)
+
+
+CASES = {
+    **{
+        f"{name}-{predicts}": Case(
+            mlp(3, 24, 20, activation=name, potential=predicts == "potential"), 3, predicts=predicts
+        )
+        for name in ("tanh", "softplus:100", "silu", "gelu", "elu", "sine")
+        for predicts in ("score", "potential")
+    },
+    "one-dimension": Case(mlp(1, 8), 1),
+    "two-steps": Case(mlp(2, 16), 2, "dpmpp_2m_sde"),
+    "two-stages": Case(mlp(5, 9), 5, "stochastic_heun", samples=5),
+    "corrector": Case(mlp(9, 8), 9, "pc", samples=16, warps=1),
+    "skip": Case(Skip(6, 21), 6),
+    "published": Case(mlp(2, 80, 80, 80, activation="softplus:100", potential=True), 2, predicts="potential"),
+    "wide": Case(mlp(2, 150), 2, samples=17),
+    "wide-streamed": Case(mlp(2, 150, 40), 2, samples=33, resident=False),
+    "streamed": Case(mlp(3, 24, 20), 3, resident=False, warps=3),
+    "streamed-potential": Case(mlp(2, 33, 70, potential=True), 2, predicts="potential", resident=False),
+}
+
+
+@pytest.fixture(scope="module")
+def modules(tmp_path_factory) -> dict[str, Modules]:
+    return {"trajectory": compiled_by_nvcc("trajectory", tmp_path_factory.mktemp("ptx"))}
+
+
+def table_of(case: Case) -> Table:
+    score = fpfast.Score(case.net, fpfast.OU(T=1.0), predicts=case.predicts)
+    return SOLVERS[case.solver](SolverPlan(score, grid(score.sde, None, STEPS), 1.0, True))
+
+
+def run(schedule: Schedule | GpuSchedule, x: Tensor, key: Key = KEY) -> Tensor:
+    slots = [(x.clone() if name == "x" else torch.zeros_like(x), row) for name, row in schedule.plan.kept.items()]
+    schedule.run(slots, (0, STEPS), key)
+    return slots[0][0]
+
+
+def kernels(modules: dict[str, Modules], case: Case) -> Cuda:
+    made = Cuda(modules)
+    made.resident, made.warps = case.resident, case.warps
+    return made
+
+
+def states(case: Case) -> Tensor:
+    return torch.randn(case.samples, case.dimension, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_trajectories_are_as_exact_as_the_engine_on_a_processor(modules, name):
+    case = CASES[name]
+    what = "gradient" if case.predicts == "potential" else "output"
+    table, net, x, device = (
+        table_of(case),
+        fused.compile(case.net, case.dimension),
+        states(case),
+        kernels(modules, case),
+    )
+    exact = run(Schedule(net, what, table, torch.float64), x.double())
+    single = run(Schedule(net, what, table, torch.float32), x)
+    for device.reverse in (False, True):
+        got = run(GpuSchedule(net, what, table, torch.device("cpu"), device), x)
+        error, usual = (got - exact).abs().max(), (single - exact).abs().max()
+        assert error <= 2 * usual + 1e-6 * exact.abs().max()
+
+
+@pytest.mark.parametrize("seeds", ["one", "each"])
+@pytest.mark.parametrize("name", ["one-dimension", "two-steps", "two-stages", "corrector", "skip"])
+def test_combinations_have_the_bits_of_the_cpu(modules, name, seeds):
+    """Where the network's outputs count for nothing, that is all that is left."""
+    case = CASES[name]
+    table, net, x = table_of(case), fused.compile(case.net, case.dimension), states(case)
+    for number, stage in enumerate(table.stages):
+        for k, slot in enumerate(stage.of):
+            if slot.startswith("y"):
+                table.coef[:, number, k] = 0
+    key = KEY if seeds == "one" else Key(torch.arange(case.samples) * 2**40 + 1, 0, 0, 0)
+    got = run(GpuSchedule(net, "output", table, torch.device("cpu"), kernels(modules, case)), x, key)
+    assert torch.equal(got, run(Schedule(net, "output", table, torch.float32), x, key))
+
+
+def test_samples_do_not_depend_on_their_neighbours(modules):
+    case = CASES["two-steps"]
+    net, table, x = fused.compile(case.net, case.dimension), table_of(case), states(case)
+    schedule = GpuSchedule(net, "output", table, torch.device("cpu"), kernels(modules, case))
+    later = KEY._replace(first_sample=KEY.first_sample + 11)
+    assert torch.equal(run(schedule, x)[11:], run(schedule, x[11:], later))
+
+
+def test_a_sample_that_is_not_finite_stays_alone(modules):
+    case = CASES["two-steps"]
+    net, table, x = fused.compile(case.net, case.dimension), table_of(case), states(case)
+    schedule = GpuSchedule(net, "output", table, torch.device("cpu"), kernels(modules, case))
+    broken = x.clone()
+    broken[20, 1] = float("nan")
+    got, rest = run(schedule, broken), torch.arange(len(x)) != 20
+    assert bool(got[20].isnan().all())
+    assert torch.equal(got[rest], run(schedule, x)[rest])
+
+
+def test_fragments_are_where_a_lane_looks_for_them():
+    matrix = torch.arange(40.0 * 20).reshape(40, 20)
+    packed = fragments.fragments(matrix).reshape(3, 3, 32, 2, 2)  # column tile, pair, lane, tile of the pair, column
+    whole = nn.functional.pad(matrix, (0, 4, 0, 8))
+    for column, pair, lane, tile in ((0, 0, 0, 0), (2, 2, 31, 1), (1, 0, 13, 1)):
+        row, first = 16 * pair + 8 * tile + lane // 4, 8 * column + 2 * (lane % 4)
+        assert packed[column, pair, lane, tile].tolist() == whole[row, first : first + 2].tolist()
+
+
+def test_a_run_is_one_launch(modules):
+    case = CASES["two-stages"]
+    net, table, x = fused.compile(case.net, case.dimension), table_of(case), states(case)
+    device, launches = kernels(modules, case), []
+    launch = device.launch
+    device.launch = lambda *args, **options: (launches.append(args[1]), launch(*args, **options))
+    schedule = GpuSchedule(net, "output", table, torch.device("cpu"), device)
+    loop = FusedLoop(schedule, table, [0.0] * STEPS, None, set())
+    got = loop(x.clone(), KEY.seed, KEY.first_sample, tqdm(disable=True))
+    assert len(launches) == 1
+    assert torch.equal(got, run(schedule, x))
