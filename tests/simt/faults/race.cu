@@ -1,0 +1,12 @@
+// Warps read what others wrote before all have written it.
+#include <cuda_runtime.h>
+
+namespace race {
+__global__ void kernel(float* out, int n) {
+  __shared__ float values[64];
+  const int k = int(threadIdx.x);
+  values[k] = 1;
+  __syncwarp();
+  if (k < n) out[k] = values[63 - k];  // fault
+}
+}  // namespace race

@@ -1,0 +1,298 @@
+// Fibers, blocks, and where threads meet.
+#include "runner.h"
+
+#include <dlfcn.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <string>
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace simt {
+
+Place place;
+
+namespace {
+
+constexpr int most_threads = 1024;
+constexpr size_t stack_bytes = 128 << 10, guard_bytes = 4 << 10;
+constexpr size_t dynamic_by_default = 48 << 10;
+constexpr char barrier[] = "__syncthreads";
+
+struct Thread {
+  enum State { ended, ready, waiting } state = ended;
+  bool unfinished = true;  // its context is not at the end of a kernel, to take the next one from there
+  ucontext_t context;
+  // Where it waits, if it does.
+  const char* what;
+  unsigned mask;
+  void* mine;
+  const void* caller;
+};
+
+Thread threads[most_threads];
+ucontext_t scheduler;
+Launch now;
+int thread_count, running = -1, waiting_at_barrier;
+std::string fault;
+
+bool reverse_threads, reverse_blocks;
+int64_t first_block, most_blocks;
+std::map<void (*)(), size_t> allowed_dynamic;
+
+// The stacks of all threads, each with a page below it that nobody may touch.
+char* stacks() {
+  static char* const all = [] {
+    void* const memory =
+        mmap(nullptr, most_threads * stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) abort();
+    for (int k = 0; k < most_threads; ++k) mprotect(static_cast<char*>(memory) + k * stack_bytes, guard_bytes, PROT_NONE);
+    return static_cast<char*>(memory);
+  }();
+  return all;
+}
+
+char* stack(int thread) { return stacks() + thread * stack_bytes + guard_bytes; }
+
+// AddressSanitizer has to know which stack is in use.
+#if defined(__SANITIZE_ADDRESS__)
+const void* host_stack;
+size_t host_stack_bytes;
+
+void switch_to(ucontext_t& from, ucontext_t& to, const void* bottom, size_t bytes) {
+  void* kept;
+  __sanitizer_start_switch_fiber(&kept, bottom, bytes);
+  swapcontext(&from, &to);
+  __sanitizer_finish_switch_fiber(kept, nullptr, nullptr);
+}
+void to_thread(int thread) {
+  switch_to(scheduler, threads[thread].context, stack(thread), stack_bytes - guard_bytes);
+}
+void to_scheduler() { switch_to(threads[running].context, scheduler, host_stack, host_stack_bytes); }
+void arrive_on_new_stack() { __sanitizer_finish_switch_fiber(nullptr, &host_stack, &host_stack_bytes); }
+#else
+void to_thread(int thread) { swapcontext(&scheduler, &threads[thread].context); }
+void to_scheduler() { swapcontext(&threads[running].context, &scheduler); }
+void arrive_on_new_stack() {}
+#endif
+
+void live() {
+  arrive_on_new_stack();
+  for (;;) {
+    now.call(now.kernel, now.arguments);
+    threads[running].state = Thread::ended;
+    to_scheduler();
+  }
+}
+
+uint3 position(unsigned index, const dim3& size) {
+  return {index % size.x, index / size.x % size.y, index / size.x / size.y};
+}
+
+void run(int thread) {
+  running = thread;
+  place.thread = position(thread, now.threads);
+  threads[thread].unfinished = true;
+  to_thread(thread);
+  threads[thread].unfinished = threads[thread].state != Thread::ended;
+  running = -1;
+}
+
+void describe(int thread, const char* text, const void* caller) {
+  Dl_info library = {};
+  dladdr(caller, &library);
+  const uint3 t = position(thread, now.threads), b = place.block;
+  const size_t offset = static_cast<const char*>(caller) - static_cast<const char*>(library.dli_fbase);
+  char line[512];
+  snprintf(line, sizeof line, "block (%u, %u, %u), thread (%u, %u, %u) at 0x%zx: %s", b.x, b.y, b.z, t.x, t.y, t.z,
+           offset, text);
+  fault = line;
+}
+
+// Whether a thread waits where `other` does.
+bool together(const Thread& thread, const Thread& other) {
+  return thread.state == Thread::waiting && thread.mask == other.mask && strcmp(thread.what, other.what) == 0;
+}
+
+// No thread can go on: says whom the first of those that wait waits for.
+void describe_missing() {
+  int waits = 0;
+  while (threads[waits].state != Thread::waiting) ++waits;
+  const Thread& one = threads[waits];
+  const bool block_waits = one.what == barrier;
+  const int first = block_waits ? 0 : waits / warp * warp, count = block_waits ? thread_count : warp;
+  for (int k = first; k < first + count; ++k) {
+    if (!block_waits && !(one.mask >> k % warp & 1)) continue;
+    if (k < thread_count && together(threads[k], one)) continue;
+    char text[256];
+    const char* const state = k >= thread_count ? "is not in the block" : "has ended";
+    if (k < thread_count && threads[k].state == Thread::waiting)
+      snprintf(text, sizeof text, "waits at %s with mask %08x for thread %d, which waits at %s with mask %08x", one.what,
+               one.mask, k, threads[k].what, threads[k].mask);
+    else
+      snprintf(text, sizeof text, "waits at %s with mask %08x for thread %d, which %s", one.what, one.mask, k, state);
+    describe(waits, text, one.caller);
+    return;
+  }
+}
+
+void run_block() {
+  begin_block(now.dynamic_bytes);
+  waiting_at_barrier = 0;
+  for (int k = 0; k < thread_count; ++k) {
+    Thread& thread = threads[k];
+    thread.state = Thread::ready;
+    if (!thread.unfinished) continue;
+    getcontext(&thread.context);
+    thread.context.uc_stack.ss_sp = stack(k);
+    thread.context.uc_stack.ss_size = stack_bytes - guard_bytes;
+    makecontext(&thread.context, live, 0);
+  }
+  for (int left = thread_count; left > 0 && fault.empty();) {
+    bool moved = false;
+    for (int k = 0; k < thread_count && fault.empty(); ++k) {
+      const int thread = reverse_threads ? thread_count - 1 - k : k;
+      if (threads[thread].state != Thread::ready) continue;
+      moved = true;
+      run(thread);
+      if (threads[thread].state == Thread::ended) --left;
+    }
+    if (!moved) describe_missing();
+  }
+}
+
+void wait_there(const char* what, unsigned mask, void* mine, const void* caller) {
+  Thread& me = threads[running];
+  me.state = Thread::waiting;
+  me.what = what, me.mask = mask, me.mine = mine, me.caller = caller;
+}
+
+}  // namespace
+
+int thread_index() { return running; }
+
+int lane() { return running % warp; }
+
+bool on_a_stack(const void* address) {
+  return size_t(static_cast<const char*>(address) - stacks()) < most_threads * stack_bytes;
+}
+
+void fail(const char* text, const void* caller) {
+  describe(running, text, caller);
+  to_scheduler();
+  abort();  // nobody returns to a thread at fault
+}
+
+void meet(const char* what, unsigned mask, void* mine, void (*act)(void* const* lanes), const void* caller) {
+  if (!(mask >> lane() & 1)) fail("is not in the mask it gives", caller);
+  wait_there(what, mask, mine, caller);
+  Thread* const first = threads + running / warp * warp;
+  void* lanes[warp] = {};
+  for (int k = 0; k < warp; ++k) {
+    if (!(mask >> k & 1)) continue;
+    if (first + k >= threads + thread_count || !together(first[k], threads[running])) return to_scheduler();
+    lanes[k] = first[k].mine;
+  }
+  act(lanes);
+  for (int k = 0; k < warp; ++k)
+    if (lanes[k]) first[k].state = Thread::ready;
+}
+
+unsigned ballot(const char* what, unsigned mask, bool vote, const void* caller) {
+  unsigned mine = vote;
+  meet(
+      what, mask, &mine,
+      [](void* const* lanes) {
+        unsigned all = 0;
+        for (int k = 0; k < warp; ++k)
+          if (lanes[k]) all |= *static_cast<unsigned*>(lanes[k]) << k;
+        for (int k = 0; k < warp; ++k)
+          if (lanes[k]) *static_cast<unsigned*>(lanes[k]) = all;
+      },
+      caller);
+  return mine;
+}
+
+cudaError_t allow_dynamic_bytes(void (*kernel)(), int bytes) {
+  if (bytes < 0 || size_t(bytes) > most_dynamic) return cudaErrorInvalidValue;
+  allowed_dynamic[kernel] = bytes;
+  return cudaSuccess;
+}
+
+cudaError_t launch(const Launch& launch) {
+  const uint64_t count = uint64_t(launch.threads.x) * launch.threads.y * launch.threads.z;
+  const int64_t blocks = int64_t(launch.blocks.x) * launch.blocks.y * launch.blocks.z;
+  if (count == 0 || count > most_threads || blocks == 0) return cudaErrorInvalidConfiguration;
+  const auto allowed = allowed_dynamic.find(launch.kernel);
+  if (launch.dynamic_bytes > (allowed == allowed_dynamic.end() ? dynamic_by_default : allowed->second))
+    return cudaErrorInvalidValue;
+  now = launch;
+  thread_count = int(count);
+  place.threads = launch.threads, place.blocks = launch.blocks;
+  fault.clear();
+  const int64_t end = most_blocks ? std::min(blocks, first_block + most_blocks) : blocks;
+  for (int64_t k = first_block; k < end && fault.empty(); ++k) {
+    place.block = position(unsigned(reverse_blocks ? first_block + end - 1 - k : k), launch.blocks);
+    run_block();
+    forget_copies();
+  }
+  return fault.empty() ? cudaSuccess : cudaErrorLaunchFailure;
+}
+
+}  // namespace simt
+
+void __syncthreads() {
+  using namespace simt;
+  wait_there(barrier, 0xFFFFFFFFu, nullptr, __builtin_return_address(0));
+  if (++waiting_at_barrier < thread_count) return to_scheduler();
+  waiting_at_barrier = 0;
+  for (int k = 0; k < thread_count; ++k) threads[k].state = Thread::ready;
+  block_met();
+}
+
+void __syncwarp(unsigned mask) {
+  int one;
+  simt::meet(
+      "__syncwarp", mask, &one,
+      [](void* const* lanes) {
+        for (int k = 0; k < simt::warp; ++k)
+          if (!lanes[k]) return;  // of fewer than all lanes: orders nothing, so what relies on it is found at fault
+        simt::warp_met(simt::thread_index() / simt::warp);
+      },
+      __builtin_return_address(0));
+}
+
+unsigned __ballot_sync(unsigned mask, int vote) {
+  return simt::ballot("__ballot_sync", mask, vote, __builtin_return_address(0));
+}
+
+int __any_sync(unsigned mask, int vote) {
+  return simt::ballot("__any_sync", mask, vote, __builtin_return_address(0)) != 0;
+}
+
+int __all_sync(unsigned mask, int vote) {
+  return simt::ballot("__all_sync", mask, vote, __builtin_return_address(0)) == mask;
+}
+
+const char* cudaGetErrorString(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess: return "no error";
+    case cudaErrorInvalidValue: return "invalid argument";
+    case cudaErrorInvalidConfiguration: return "invalid configuration argument";
+    default: return simt::fault.c_str();
+  }
+}
+
+extern "C" void simt_order(bool threads_reversed, bool blocks_reversed) {
+  simt::reverse_threads = threads_reversed, simt::reverse_blocks = blocks_reversed;
+}
+
+// Runs only `count` blocks of a grid; 0: all.
+extern "C" void simt_blocks(int64_t first, int64_t count) { simt::first_block = first, simt::most_blocks = count; }

@@ -1,0 +1,149 @@
+"""The CUDA kernels as a backend, compiled by g++ and run on the CPU: Python's side of tests/simt.
+
+As a program it runs the cases that its standard input names, with the library that its argument names, and prints what
+is wrong with each. So AddressSanitizer, which must be loaded first, need not be loaded into pytest.
+"""
+
+import ctypes
+import re
+import subprocess
+from pathlib import Path
+
+from emulated import DTYPES, KINDS, ROOT, Combine, Noise, Probed, sizes
+from torch import Tensor
+
+from fpfast import reference
+
+FOLDER = Path(__file__).parent / "simt"
+KERNELS = [ROOT / "csrc/cuda/combine.cu", ROOT / "csrc/cuda/pairs.cu", FOLDER / "examples.cu"]
+FAULTS = [FOLDER / "faults/faults.cpp"]
+RUNNER = [FOLDER / f"{name}.cpp" for name in ("runner", "memory", "tensor")]
+
+COMPILE = ["g++", "-std=c++17", "-O1", "-g1", "-fPIC", "-ffp-contract=off", f"-I{FOLDER}", "-c"]
+KERNEL = ["-x", "c++", "-include", "cuda_runtime.h", "-fno-extern-tls-init"]
+CHECKED = ["-fsanitize=thread,alignment,bounds-strict"]  # of which hooks.cpp is the runtime
+SANITIZED = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+
+def build(folder: Path, kernels: list[Path], sanitized: bool = False) -> Path:
+    """A library of kernels and the runner."""
+    folder.mkdir(exist_ok=True)
+    own = SANITIZED if sanitized else []
+    runner = RUNNER if sanitized else [*RUNNER, FOLDER / "hooks.cpp"]
+    if ROOT / "csrc/cuda/combine.cu" in kernels:
+        runner = [*runner, FOLDER / "entries.cpp"]
+    objects = []
+    for source in (*kernels, *runner):
+        objects.append(folder / f"{source.stem}.o")
+        options = [*KERNEL, *(own or CHECKED)] if source in kernels else own
+        subprocess.run([*COMPILE, *options, str(source), "-o", str(objects[-1])], check=True)
+        if source in kernels:
+            rename(objects[-1], [] if sanitized else ["memcpy", "memmove", "memset"])
+    library = folder / "simt.so"
+    subprocess.run(["g++", "-shared", *own, *map(str, objects), "-ldl", "-o", str(library)], check=True)
+    return library
+
+
+def rename(file: Path, functions: list[str]) -> None:
+    """Gives calls of functions to the runner, and its dynamic shared memory to every ``extern __shared__`` array."""
+    symbols = subprocess.run(["readelf", "-Ws", str(file)], check=True, capture_output=True, text=True).stdout
+    names = {name: f"simt_{name}" for name in functions}
+    names |= {name: "simt_dynamic_shared" for name in re.findall(r" TLS .* UND (\S+)", symbols)}
+    for old, new in names.items():  # one by one, as objcopy refuses one name for two
+        subprocess.run(["objcopy", f"--redefine-sym={old}={new}", str(file)], check=True)
+
+
+class Simt:
+    """The functions of :mod:`fpfast.reference`, by the entry points of csrc/cuda/launch.h."""
+
+    def __init__(self, library: Path) -> None:
+        self.path, self.library = library, ctypes.CDLL(str(library))
+        self.first_block = self.blocks = 0  # 0: all
+
+    def order(self, threads_reversed: bool, blocks_reversed: bool) -> None:
+        self.library.simt_order(threads_reversed, blocks_reversed)
+
+    def call(self, name: str, writable: list[Tensor], readable: list[Tensor], *arguments: object) -> None:
+        """Calls an entry point, whose kernels may use only these tensors."""
+        self.library.simt_forget_buffers()
+        for tensors, writes in ((writable, True), (readable, False)):
+            for tensor in tensors:
+                bytes_ = tensor.numel() * tensor.element_size()
+                self.library.simt_register(ctypes.c_void_p(tensor.data_ptr()), ctypes.c_size_t(bytes_), writes)
+        self.library.simt_blocks(ctypes.c_int64(self.first_block), ctypes.c_int64(self.blocks))
+        entry = getattr(self.library, f"simt_{name}")
+        entry.restype = ctypes.c_char_p
+        given = [ctypes.c_void_p(value.data_ptr()) if isinstance(value, Tensor) else value for value in arguments]
+        error = entry(*given)
+        if error:
+            raise RuntimeError(self.located(error.decode()))
+
+    def located(self, fault: str) -> str:
+        """The text of a fault, with the lines of the source in place of an address."""
+
+        def lines(match: re.Match) -> str:
+            address = hex(int(match[1], 16) - 1)  # in the call, not behind it
+            command = ["addr2line", "-Cfipse", str(self.path), address]
+            found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            return re.sub(r"\s*\(inlined by\) ", ", in ", re.sub(r"at \S*/", "at ", found)).strip()
+
+        return re.sub(r"at 0x([0-9a-f]+)", lines, fault)
+
+    def noise(self, out: Tensor, kind: str, key: reference.Key) -> None:
+        count = map(ctypes.c_int64, sizes(out))
+        self.call("noise", [out], [key.seed], out, KINDS.index(kind), ctypes.byref(noise(key)), *count)
+
+    def combine(self, out: Tensor, operands: list[Tensor], coef: Tensor, key: reference.Key | None) -> None:
+        op = Combine(out.data_ptr(), operands=len(operands), coef=coef.data_ptr(), coef_per_sample=coef.ndim == 2)
+        op.operand[: len(operands)] = [operand.data_ptr() for operand in operands]
+        op.dtype[: len(operands)] = [DTYPES.index(operand.dtype) for operand in operands]
+        op.noise = noise(key)
+        op.samples, op.elements = sizes(out)
+        self.call("combine", [out], [*operands, coef, *seeds(key)], ctypes.byref(op))
+
+    def pair(self, out: Tensor, x: Tensor, y: Tensor, coef: Tensor, kind: str, key: reference.Key) -> None:
+        self.probed("pair", x, {"out": out}, {"x": x, "y": y, "coef": coef}, kind, key)
+
+    def probe_times(self, out: Tensor, coef: Tensor, kind: str, key: reference.Key) -> None:
+        self.probed("probe_times", out, {"out": out}, {"coef": coef}, kind, key)
+
+    def defect(self, out: Tensor, norms: Tensor, x: Tensor, pair: Tensor, coef: Tensor) -> None:
+        self.probed("defect", x, {"out": out, "norms": norms}, {"x": x, "y": pair, "coef": coef})
+
+    def product(self, out: Tensor, x: Tensor, pair: Tensor, other: Tensor, coef: Tensor) -> None:
+        self.probed("product", x, {"out": out}, {"x": x, "y": pair, "z": other, "coef": coef})
+
+    def probe_dot(self, out: Tensor, x: Tensor, kind: str, key: reference.Key) -> None:
+        self.probed("probe_dot", x, {"out": out}, {"x": x}, kind, key)
+
+    def probed(
+        self,
+        name: str,
+        like: Tensor,
+        outputs: dict[str, Tensor],
+        inputs: dict[str, Tensor],
+        kind: str = "normal",
+        key: reference.Key | None = None,
+    ) -> None:
+        """``like``: a tensor of the samples."""
+        op = Probed(kind=KINDS.index(kind), noise=noise(key))
+        op.samples, op.elements = sizes(like)
+        for field, tensor in {**outputs, **inputs}.items():
+            setattr(op, field, tensor.data_ptr())
+        scratch = []
+        if name in ("defect", "product", "probe_dot"):
+            self.library.simt_parts_of.restype = ctypes.c_int64
+            parts = self.library.simt_parts_of(ctypes.c_int64(op.elements))
+            scratch = [like.new_full((op.samples * parts if parts > 1 else 0,), float("nan"))]
+        written, read = [*outputs.values(), *scratch], [*inputs.values(), *seeds(key)]
+        self.call(name, written, read, ctypes.byref(op), *scratch)
+
+
+def seeds(key: reference.Key | None) -> list[Tensor]:
+    return [key.seed] if key else []
+
+
+def noise(key: reference.Key | None) -> Noise:
+    if key is None:
+        return Noise()
+    return Noise(key.seed.data_ptr(), key.seed.ndim == 1, key.first_sample, key.stream, key.draw)
