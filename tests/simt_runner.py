@@ -1,8 +1,4 @@
-"""The CUDA kernels as a backend, compiled by g++ and run on the CPU: Python's side of tests/simt.
-
-As a program it runs the cases that its standard input names, with the library that its argument names, and prints what
-is wrong with each. So AddressSanitizer, which must be loaded first, need not be loaded into pytest.
-"""
+"""The CUDA kernels as a backend, compiled by g++ and run on the CPU: Python's side of tests/simt."""
 
 import ctypes
 import re
@@ -19,7 +15,7 @@ KERNELS = [ROOT / "csrc/cuda/combine.cu", ROOT / "csrc/cuda/pairs.cu", FOLDER / 
 FAULTS = [FOLDER / "faults/faults.cpp"]
 RUNNER = [FOLDER / f"{name}.cpp" for name in ("runner", "memory", "tensor")]
 
-COMPILE = ["g++", "-std=c++17", "-O1", "-g1", "-fPIC", "-ffp-contract=off", f"-I{FOLDER}", "-c"]
+COMPILE = ["g++", "-std=c++17", "-O1", "-g1", "-gdwarf-4", "-fPIC", "-ffp-contract=off", f"-I{FOLDER}", "-c"]
 KERNEL = ["-x", "c++", "-include", "cuda_runtime.h", "-fno-extern-tls-init"]
 CHECKED = ["-fsanitize=thread,alignment,bounds-strict"]  # of which hooks.cpp is the runtime
 SANITIZED = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
@@ -85,7 +81,8 @@ class Simt:
             address = hex(int(match[1], 16) - 1)  # in the call, not behind it
             command = ["addr2line", "-Cfipse", str(self.path), address]
             found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            return re.sub(r"\s*\(inlined by\) ", ", in ", re.sub(r"at \S*/", "at ", found)).strip()
+            found = re.sub(r"at \S*/| \(discriminator \d+\)", lambda part: "at " * part[0].startswith("at"), found)
+            return ", in ".join(re.sub(r"^ *\(inlined by\) ", "", line) for line in found.splitlines())
 
         return re.sub(r"at 0x([0-9a-f]+)", lines, fault)
 

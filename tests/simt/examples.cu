@@ -95,3 +95,9 @@ extern "C" const char* simt_exchange(int* out, int* sum, float* sum_of_floats) {
 extern "C" const char* simt_convert(float* floats, unsigned short* back) {
   return launch(convert_kernel, 256, 256, 0, floats, back);
 }
+
+// With so many bytes of dynamic shared memory, asked for beforehand or not.
+extern "C" const char* simt_large(int bytes, bool asked, float* floats, unsigned short* back) {
+  if (asked) cudaFuncSetAttribute(convert_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  return launch(convert_kernel, 1, 1, bytes, floats, back);
+}

@@ -121,26 +121,32 @@ bool together(const Thread& thread, const Thread& other) {
   return thread.state == Thread::waiting && thread.mask == other.mask && strcmp(thread.what, other.what) == 0;
 }
 
+std::string where_it_waits(const Thread& thread) {
+  if (thread.what == barrier) return thread.what;
+  char text[64];
+  snprintf(text, sizeof text, "%s of lanes %08x", thread.what, thread.mask);
+  return text;
+}
+
 // No thread can go on: says whom the first of those that wait waits for.
 void describe_missing() {
   int waits = 0;
   while (threads[waits].state != Thread::waiting) ++waits;
   const Thread& one = threads[waits];
-  const bool block_waits = one.what == barrier;
-  const int first = block_waits ? 0 : waits / warp * warp, count = block_waits ? thread_count : warp;
-  for (int k = first; k < first + count; ++k) {
-    if (!block_waits && !(one.mask >> k % warp & 1)) continue;
-    if (k < thread_count && together(threads[k], one)) continue;
-    char text[256];
-    const char* const state = k >= thread_count ? "is not in the block" : "has ended";
-    if (k < thread_count && threads[k].state == Thread::waiting)
-      snprintf(text, sizeof text, "waits at %s with mask %08x for thread %d, which waits at %s with mask %08x", one.what,
-               one.mask, k, threads[k].what, threads[k].mask);
-    else
-      snprintf(text, sizeof text, "waits at %s with mask %08x for thread %d, which %s", one.what, one.mask, k, state);
-    describe(waits, text, one.caller);
-    return;
+  const bool all = one.what == barrier;
+  int missing = all ? 0 : waits / warp * warp;
+  for (;; ++missing) {
+    const bool named = all || (one.mask >> missing % warp & 1);
+    if (named && (missing >= thread_count || !together(threads[missing], one))) break;
   }
+  std::string text = "waits at " + where_it_waits(one) + " for thread " + std::to_string(missing) + ", which ";
+  if (missing >= thread_count)
+    text += "is not in the block";
+  else if (threads[missing].state == Thread::waiting)
+    text += "waits at " + where_it_waits(threads[missing]);
+  else
+    text += "has ended";
+  describe(waits, text.c_str(), one.caller);
 }
 
 void run_block() {

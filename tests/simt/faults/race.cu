@@ -5,6 +5,8 @@ namespace race {
 __global__ void kernel(float* out, int n) {
   __shared__ float values[64];
   const int k = int(threadIdx.x);
+  values[k] = 0;
+  __syncthreads();
   values[k] = 1;
   __syncwarp();
   if (k < n) out[k] = values[63 - k];  // fault
