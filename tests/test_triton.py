@@ -93,8 +93,8 @@ class Given(NamedTuple):
     expected: Tensor
 
 
-def given(case: Case, judge=reference) -> Given:
-    """Inputs of ``case`` and the judge's result. The first operands hold zeros, subnormal and huge values too."""
+def given(case: Case) -> Given:
+    """Inputs of ``case`` and the reference's result. The first operands hold zeros, subnormal and huge values too."""
     generator = torch.Generator().manual_seed(1)
     samples = case.shape[0]
     operands = []
@@ -108,9 +108,9 @@ def given(case: Case, judge=reference) -> Given:
     key = None if case.seeds == "none" else reference.Key(seed, stream=1, **FAR)
     expected = torch.full(case.shape, math.nan)
     if case.kind:
-        judge.noise(expected, case.kind, key)
+        reference.noise(expected, case.kind, key)
     else:
-        judge.combine(expected, operands, coef, key)
+        reference.combine(expected, operands, coef, key)
     return Given(operands, coef, key, expected)
 
 
@@ -124,9 +124,9 @@ def difference(got: Tensor, expected: Tensor) -> str:
     return f"{len(wrong)} of {got.numel()} elements differ, first element {first}: {values}"
 
 
-def compare(kernels, case: Case, judge=reference) -> str:
+def compare(kernels, case: Case) -> str:
     """Runs ``case``; says what is wrong with the result, or with the inputs afterwards."""
-    operands, coef, key, expected = given(case, judge)
+    operands, coef, key, expected = given(case)
     out = operands[0] if case.in_place else torch.full(case.shape, math.nan)
     inputs = [tensor for tensor in (*operands, coef) if tensor is not out]
     before = [tensor.clone() for tensor in inputs]
@@ -139,7 +139,7 @@ def compare(kernels, case: Case, judge=reference) -> str:
     return difference(out, expected)
 
 
-def compare_pair(kernels, case: PairCase, judge=reference) -> str:
+def compare_pair(kernels, case: PairCase) -> str:
     """Runs ``case``; says what is wrong with the result. Sums may differ by rounding, all else by nothing."""
     generator = torch.Generator().manual_seed(4)
     samples = case.shape[0]
@@ -157,7 +157,7 @@ def compare_pair(kernels, case: PairCase, judge=reference) -> str:
         "probe_times": ([state], (one[:, 0].contiguous(), *drawn)),
     }[case.op]
     expected = [torch.full_like(out, math.nan) for out in outs]
-    getattr(judge, case.op)(*expected, *inputs)
+    getattr(reference, case.op)(*expected, *inputs)
     getattr(kernels, case.op)(*outs, *inputs)
     if case.op in ("pair", "defect", "probe_times") and (wrong := difference(outs[0], expected[0])):
         return wrong

@@ -1,4 +1,4 @@
-// Warps read what others wrote before all have written it.
+// A warp may write what the other has read, or read what the other has written.
 #include <cuda_runtime.h>
 
 namespace race {
@@ -7,8 +7,8 @@ __global__ void kernel(float* out, int n) {
   const int k = int(threadIdx.x);
   values[k] = 0;
   __syncthreads();
-  values[k] = 1;
+  values[k] = 1;  // fault
   __syncwarp();
-  if (k < n) out[k] = values[63 - k];  // fault
+  if (k < n) out[k] = values[63 - k];
 }
 }  // namespace race
