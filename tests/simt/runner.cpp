@@ -11,6 +11,7 @@
 #include <cstring>
 #include <map>
 #include <string>
+#include <vector>
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #endif
@@ -22,14 +23,13 @@ Place place;
 namespace {
 
 constexpr int most_threads = 1024;
-constexpr size_t stack_bytes = 128 << 10, guard_bytes = 4 << 10;
+constexpr size_t stack_bytes = 64 << 10, guard_bytes = 4 << 10;
 constexpr size_t dynamic_by_default = 48 << 10;
 constexpr char barrier[] = "__syncthreads";
 
 struct Thread {
-  enum State { ended, ready, waiting } state = ended;
-  bool unfinished = true;  // its context is not at the end of a kernel, to take the next one from there
-  ucontext_t context;
+  enum State { fresh, ready, waiting, ended } state;
+  int fiber;  // unless it is fresh
   // Where it waits, if it does.
   const char* what;
   unsigned mask;
@@ -37,17 +37,25 @@ struct Thread {
   const void* caller;
 };
 
+// A thread that ends leaves its fiber to the next one. So threads that never wait share one fiber, without a switch.
+struct Fiber {
+  ucontext_t context;
+  bool made;
+};
+
 Thread threads[most_threads];
+Fiber fibers[most_threads];
+std::vector<int> idle;  // fibers
 ucontext_t scheduler;
 Launch now;
-int thread_count, running = -1, waiting_at_barrier;
+int thread_count, threads_left, running = -1, waiting_at_barrier;
 std::string fault;
 
 bool reverse_threads, reverse_blocks;
 int64_t first_block, most_blocks;
 std::map<void (*)(), size_t> allowed_dynamic;
 
-// The stacks of all threads, each with a page below it that nobody may touch.
+// The stacks of all fibers, each with a page below it that nobody may touch.
 char* stacks() {
   static char* const all = [] {
     void* const memory =
@@ -59,7 +67,7 @@ char* stacks() {
   return all;
 }
 
-char* stack(int thread) { return stacks() + thread * stack_bytes + guard_bytes; }
+char* stack(int fiber) { return stacks() + fiber * stack_bytes + guard_bytes; }
 
 // AddressSanitizer has to know which stack is in use.
 #if defined(__SANITIZE_ADDRESS__)
@@ -72,36 +80,60 @@ void switch_to(ucontext_t& from, ucontext_t& to, const void* bottom, size_t byte
   swapcontext(&from, &to);
   __sanitizer_finish_switch_fiber(kept, nullptr, nullptr);
 }
-void to_thread(int thread) {
-  switch_to(scheduler, threads[thread].context, stack(thread), stack_bytes - guard_bytes);
-}
-void to_scheduler() { switch_to(threads[running].context, scheduler, host_stack, host_stack_bytes); }
+void to_fiber(int fiber) { switch_to(scheduler, fibers[fiber].context, stack(fiber), stack_bytes - guard_bytes); }
+void to_scheduler() { switch_to(fibers[threads[running].fiber].context, scheduler, host_stack, host_stack_bytes); }
 void arrive_on_new_stack() { __sanitizer_finish_switch_fiber(nullptr, &host_stack, &host_stack_bytes); }
 #else
-void to_thread(int thread) { swapcontext(&scheduler, &threads[thread].context); }
-void to_scheduler() { swapcontext(&threads[running].context, &scheduler); }
+void to_fiber(int fiber) { swapcontext(&scheduler, &fibers[fiber].context); }
+void to_scheduler() { swapcontext(&fibers[threads[running].fiber].context, &scheduler); }
 void arrive_on_new_stack() {}
 #endif
-
-void live() {
-  arrive_on_new_stack();
-  for (;;) {
-    now.call(now.kernel, now.arguments);
-    threads[running].state = Thread::ended;
-    to_scheduler();
-  }
-}
 
 uint3 position(unsigned index, const dim3& size) {
   return {index % size.x, index / size.x % size.y, index / size.x / size.y};
 }
 
-void run(int thread) {
+void begin(int thread, int fiber) {
   running = thread;
   place.thread = position(thread, now.threads);
-  threads[thread].unfinished = true;
-  to_thread(thread);
-  threads[thread].unfinished = threads[thread].state != Thread::ended;
+  threads[thread].fiber = fiber;
+}
+
+// What a fiber does: threads, one after another, until one waits or the next has been begun.
+void live() {
+  arrive_on_new_stack();
+  for (;;) {
+    now.call(now.kernel, now.arguments);
+    threads[running].state = Thread::ended;
+    --threads_left;
+    const int next = running + (reverse_threads ? -1 : 1);
+    if (next >= 0 && next < thread_count && threads[next].state == Thread::fresh)
+      begin(next, threads[running].fiber);
+    else
+      to_scheduler();
+  }
+}
+
+int idle_fiber() {
+  const int fiber = idle.back();
+  idle.pop_back();
+  if (!fibers[fiber].made) {
+    ucontext_t& context = fibers[fiber].context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = stack(fiber);
+    context.uc_stack.ss_size = stack_bytes - guard_bytes;
+    makecontext(&context, live, 0);
+    fibers[fiber].made = true;
+  }
+  return fiber;
+}
+
+// Goes on with a thread, and maybe with others after it, until one waits.
+void run(int thread) {
+  const int fiber = threads[thread].state == Thread::fresh ? idle_fiber() : threads[thread].fiber;
+  begin(thread, fiber);
+  to_fiber(fiber);
+  if (threads[running].state == Thread::ended) idle.push_back(fiber);
   running = -1;
 }
 
@@ -152,23 +184,15 @@ void describe_missing() {
 void run_block() {
   begin_block(now.dynamic_bytes);
   waiting_at_barrier = 0;
-  for (int k = 0; k < thread_count; ++k) {
-    Thread& thread = threads[k];
-    thread.state = Thread::ready;
-    if (!thread.unfinished) continue;
-    getcontext(&thread.context);
-    thread.context.uc_stack.ss_sp = stack(k);
-    thread.context.uc_stack.ss_size = stack_bytes - guard_bytes;
-    makecontext(&thread.context, live, 0);
-  }
-  for (int left = thread_count; left > 0 && fault.empty();) {
+  threads_left = thread_count;
+  for (int k = 0; k < thread_count; ++k) threads[k].state = Thread::fresh;
+  while (threads_left > 0 && fault.empty()) {
     bool moved = false;
     for (int k = 0; k < thread_count && fault.empty(); ++k) {
       const int thread = reverse_threads ? thread_count - 1 - k : k;
-      if (threads[thread].state != Thread::ready) continue;
-      moved = true;
+      if (threads[thread].state != Thread::ready && threads[thread].state != Thread::fresh) continue;
       run(thread);
-      if (threads[thread].state == Thread::ended) --left;
+      moved = true;
     }
     if (!moved) describe_missing();
   }
@@ -243,6 +267,10 @@ cudaError_t launch(const Launch& launch) {
   thread_count = int(count);
   place.threads = launch.threads, place.blocks = launch.blocks;
   fault.clear();
+  if (idle.size() < most_threads) {  // at first, and after a fault
+    idle.clear();
+    for (int k = 0; k < most_threads; ++k) fibers[k].made = false, idle.push_back(k);
+  }
   const int64_t end = most_blocks ? std::min(blocks, first_block + most_blocks) : blocks;
   for (int64_t k = first_block; k < end && fault.empty(); ++k) {
     place.block = position(unsigned(reverse_blocks ? first_block + end - 1 - k : k), launch.blocks);
