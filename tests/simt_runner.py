@@ -21,11 +21,11 @@ CHECKED = ["-fsanitize=thread,alignment,bounds-strict"]  # of which hooks.cpp is
 SANITIZED = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
-def build(folder: Path, kernels: list[Path], sanitized: bool = False) -> Path:
+def build(folder: Path, kernels: list[Path], under_sanitizers: bool = False) -> Path:
     """A library of kernels and the runner."""
     folder.mkdir(exist_ok=True)
-    own = SANITIZED if sanitized else []
-    runner = RUNNER if sanitized else [*RUNNER, FOLDER / "hooks.cpp"]
+    own = SANITIZED if under_sanitizers else []
+    runner = RUNNER if under_sanitizers else [*RUNNER, FOLDER / "hooks.cpp"]
     if ROOT / "csrc/cuda/combine.cu" in kernels:
         runner = [*runner, FOLDER / "entries.cpp"]
     objects = []
@@ -34,7 +34,7 @@ def build(folder: Path, kernels: list[Path], sanitized: bool = False) -> Path:
         options = [*KERNEL, *(own or CHECKED)] if source in kernels else own
         subprocess.run([*COMPILE, *options, str(source), "-o", str(objects[-1])], check=True)
         if source in kernels:
-            rename(objects[-1], [] if sanitized else ["memcpy", "memmove", "memset"])
+            rename(objects[-1], [] if under_sanitizers else ["memcpy", "memmove", "memset"])
     library = folder / "simt.so"
     subprocess.run(["g++", "-shared", *own, *map(str, objects), "-ldl", "-o", str(library)], check=True)
     return library

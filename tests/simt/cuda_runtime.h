@@ -16,15 +16,15 @@
 // by one on one thread of the system, so a block finds its own values there.
 #define __shared__ thread_local
 
-#define SIMT_VECTOR2(T, name)            \
-  struct alignas(2 * sizeof(T)) name {   \
-    T x, y;                              \
-  };                                     \
+#define SIMT_VECTOR2(T, name)          \
+  struct alignas(2 * sizeof(T)) name { \
+    T x, y;                            \
+  };                                   \
   inline name make_##name(T x, T y) { return {x, y}; }
-#define SIMT_VECTOR4(T, name)                   \
+#define SIMT_VECTOR4(T, name)                               \
   struct alignas(sizeof(T) < 4 ? 4 * sizeof(T) : 16) name { \
-    T x, y, z, w;                               \
-  };                                            \
+    T x, y, z, w;                                           \
+  };                                                        \
   inline name make_##name(T x, T y, T z, T w) { return {x, y, z, w}; }
 
 SIMT_VECTOR2(float, float2)
@@ -129,8 +129,8 @@ unsigned ballot(const char* what, unsigned mask, bool vote, const void* caller);
 template <class... Parameters>
 cudaError_t cudaLaunchKernel(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, void** arguments,
                              size_t dynamic_bytes = 0, cudaStream_t = nullptr) {
-  return simt::launch({reinterpret_cast<void (*)()>(kernel), simt::call<Parameters...>, arguments, blocks, threads,
-                       dynamic_bytes});
+  return simt::launch(
+      {reinterpret_cast<void (*)()>(kernel), simt::call<Parameters...>, arguments, blocks, threads, dynamic_bytes});
 }
 
 template <class... Parameters>
@@ -139,7 +139,9 @@ cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribut
 }
 
 // The device's functions are not inlined, so that their return address says where in the kernel they are called.
-#define SIMT_FUNCTION template <class T> __attribute__((noinline))
+#define SIMT_FUNCTION \
+  template <class T>  \
+  __attribute__((noinline))
 
 void __syncthreads();
 void __syncwarp(unsigned mask = 0xFFFFFFFFu);

@@ -1,6 +1,5 @@
 // The entry points of csrc/cuda/launch.h, for Python.
 #include "../../csrc/cuda/launch.h"
-
 #include "cuda_runtime.h"
 
 using namespace fpfast;

@@ -49,15 +49,9 @@ __global__ void exchange_kernel(int* out, int* sum, float* sum_of_floats) {
   atomicAdd(sum, 1);
   atomicAdd(sum_of_floats, 0.5f);
   __syncthreads();
-  const int row[] = {__shfl_sync(all, k, 5),
-                     __shfl_sync(all, k, 9, 8),
-                     __shfl_xor_sync(half, k, 3),
-                     __shfl_up_sync(all, k, 2u, 16),
-                     __shfl_down_sync(all, k, 2u),
-                     int(__ballot_sync(all, k % 3 == 0)),
-                     __any_sync(all, k == 40),
-                     __all_sync(half, k % 32 < 16),
-                     counted};
+  const int row[] = {__shfl_sync(all, k, 5),         __shfl_sync(all, k, 9, 8),     __shfl_xor_sync(half, k, 3),
+                     __shfl_up_sync(all, k, 2u, 16), __shfl_down_sync(all, k, 2u),  int(__ballot_sync(all, k % 3 == 0)),
+                     __any_sync(all, k == 40),       __all_sync(half, k % 32 < 16), counted};
   for (int r = 0; r < 9; ++r) out[r * n + k] = row[r];
 }
 

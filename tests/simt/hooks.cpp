@@ -8,9 +8,9 @@ using simt::Access;
 
 #define SIMT_HOOK(name, bytes, access) \
   void name(const void* address) { simt::check(address, bytes, Access::access, __builtin_return_address(0)); }
-#define SIMT_HOOKS(bytes)                          \
-  SIMT_HOOK(__tsan_read##bytes, bytes, read)       \
-  SIMT_HOOK(__tsan_write##bytes, bytes, write)     \
+#define SIMT_HOOKS(bytes)                              \
+  SIMT_HOOK(__tsan_read##bytes, bytes, read)           \
+  SIMT_HOOK(__tsan_write##bytes, bytes, write)         \
   SIMT_HOOK(__tsan_unaligned_read##bytes, bytes, read) \
   SIMT_HOOK(__tsan_unaligned_write##bytes, bytes, write)
 

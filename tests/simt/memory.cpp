@@ -4,13 +4,12 @@
 // Two threads race for a byte if both use it, one of them writes, and neither __syncthreads nor, within a warp, a
 // __syncwarp of all its lanes lies between. So a phase number counts the barriers, and one of each warp its own.
 #include <link.h>
+#include <sanitizer/asan_interface.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <vector>
-
-#include <sanitizer/asan_interface.h>
 
 #include "runner.h"
 
@@ -110,7 +109,7 @@ void check_shared(uintptr_t address, size_t bytes, Access access, const void* ca
                      reinterpret_cast<uintptr_t>(simt_dynamic_shared + most_dynamic)};
   if (address < all.end && address + bytes > all.begin && !dynamic.has(address, bytes))
     reject(caller, "%s %zu bytes at %td of %zu bytes of dynamic shared memory", verb(access), bytes,
-         ptrdiff_t(address - dynamic.begin), size_t(dynamic.end - dynamic.begin));
+           ptrdiff_t(address - dynamic.begin), size_t(dynamic.end - dynamic.begin));
   const int me = thread_index(), my_warp = me / warp;
   const bool reads = access != Access::write, writes = access != Access::read, atomic = access == Access::atomic;
   const uint32_t bit = 1u << lane();
@@ -119,12 +118,13 @@ void check_shared(uintptr_t address, size_t bytes, Access access, const void* ca
     if (byte.expected) reject(caller, "%s shared memory that a copy_async is under way to", verb(access));
     if (reads && byte.write.phase < first_phase) reject(caller, "reads shared memory that nobody wrote");
     if (unordered(byte.write, me) && !(atomic && byte.write.atomic))
-      reject(caller, "%s shared memory that thread %d wrote, without a barrier between", verb(access), byte.write.thread);
+      reject(caller, "%s shared memory that thread %d wrote, without a barrier between", verb(access),
+             byte.write.thread);
     const bool read_before = byte.read.phase == phase, read_here = byte.read.thread / warp == my_warp;
     const bool same_warp_phase = read_here && byte.read.warp_phase == warp_phase[my_warp];
     if (writes && read_before && (byte.warps || !read_here || (same_warp_phase && (byte.lanes & ~bit))))
       reject(caller, "%s shared memory that other threads read, the last thread %d, without a barrier between",
-           verb(access), byte.read.thread);
+             verb(access), byte.read.thread);
     const Use use = {phase, warp_phase[my_warp], me, atomic};
     if (writes) byte.write = use;
     if (access != Access::read) continue;
@@ -147,7 +147,7 @@ void check_buffers(uintptr_t address, size_t bytes, Access access, const void* c
   }
   if (!nearest) reject(caller, "%s %zu bytes, and there are no buffers", verb(access), bytes);
   reject(caller, "%s %zu bytes at %td of a buffer of %zu bytes", verb(access), bytes,
-       ptrdiff_t(address - nearest->begin), size_t(nearest->end - nearest->begin));
+         ptrdiff_t(address - nearest->begin), size_t(nearest->end - nearest->begin));
 }
 
 }  // namespace

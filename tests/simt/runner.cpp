@@ -61,7 +61,8 @@ char* stacks() {
     void* const memory =
         mmap(nullptr, most_threads * stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) abort();
-    for (int k = 0; k < most_threads; ++k) mprotect(static_cast<char*>(memory) + k * stack_bytes, guard_bytes, PROT_NONE);
+    for (int k = 0; k < most_threads; ++k)
+      mprotect(static_cast<char*>(memory) + k * stack_bytes, guard_bytes, PROT_NONE);
     return static_cast<char*>(memory);
   }();
   return all;

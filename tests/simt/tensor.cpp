@@ -54,7 +54,8 @@ float tf32(uint32_t bits) { return __uint_as_float(bits & 0xFFFFE000u); }
 float bf16(uint32_t two, int which) { return __uint_as_float((which ? two : two << 16) & 0xFFFF0000u); }
 
 // m16n8k8: A(row, k) is a[i] of a lane, row = lane / 4 + 8 (i % 2), k = lane % 4 + 4 (i / 2); B(k, column) is b[i],
-// k = lane % 4 + 4 i, column = lane / 4; D(row, column) is d[i], row = lane / 4 + 8 (i / 2), column = 2 (lane % 4) + i % 2.
+// k = lane % 4 + 4 i, column = lane / 4; D(row, column) is d[i], row = lane / 4 + 8 (i / 2), column = 2 (lane % 4) + i
+// % 2.
 void multiply_tf32(void* const* lanes) {
   multiply<8>(
       lanes, [](auto lanes, int row, int k) { return tf32(of(lanes, row % 8 * 4 + k % 4).a[row / 8 + k / 4 * 2]); },
@@ -65,9 +66,7 @@ void multiply_tf32(void* const* lanes) {
 void multiply_bf16(void* const* lanes) {
   multiply<16>(
       lanes,
-      [](auto lanes, int row, int k) {
-        return bf16(of(lanes, row % 8 * 4 + k % 8 / 2).a[row / 8 + k / 8 * 2], k % 2);
-      },
+      [](auto lanes, int row, int k) { return bf16(of(lanes, row % 8 * 4 + k % 8 / 2).a[row / 8 + k / 8 * 2], k % 2); },
       [](auto lanes, int k, int column) { return bf16(of(lanes, column * 4 + k % 8 / 2).b[k / 8], k % 2); });
 }
 
