@@ -1,19 +1,28 @@
 """The CUDA kernels as a backend, compiled by g++ and run on the CPU: Python's side of tests/simt."""
 
 import ctypes
+import os
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 from emulated import DTYPES, KINDS, ROOT, Combine, Noise, Probed, sizes
 from torch import Tensor
 
 from fpfast import reference
 
 FOLDER = Path(__file__).parent / "simt"
-KERNELS = [ROOT / "csrc/cuda/combine.cu", ROOT / "csrc/cuda/pairs.cu", FOLDER / "examples.cu"]
-FAULTS = [FOLDER / "faults/faults.cpp"]
-RUNNER = [FOLDER / f"{name}.cpp" for name in ("runner", "memory", "tensor")]
+KERNELS = [ROOT / "csrc/cuda/combine.cu", ROOT / "csrc/cuda/pairs.cu", FOLDER / "entries.cpp"]
+EXAMPLES = [FOLDER / "examples.cu", FOLDER / "faults/faults.cpp"]
+RUNNER = [FOLDER / f"{name}.cpp" for name in ("runner", "fibers", "memory", "tensor")]
+
+NEEDED = [
+    pytest.mark.skipif(sys.platform != "linux", reason="the CUDA kernels run on the CPU only under Linux"),
+    pytest.mark.skipif(shutil.which("g++") is None, reason="g++, which compiles the CUDA kernels, is not on PATH"),
+]  # of tests that build
 
 COMPILE = ["g++", "-std=c++17", "-O1", "-g1", "-gdwarf-4", "-fPIC", "-ffp-contract=off", f"-I{FOLDER}", "-c"]
 KERNEL = ["-x", "c++", "-include", "cuda_runtime.h", "-fno-extern-tls-init"]
@@ -26,8 +35,6 @@ def build(folder: Path, kernels: list[Path], under_sanitizers: bool = False) -> 
     folder.mkdir(exist_ok=True)
     own = SANITIZED if under_sanitizers else []
     runner = RUNNER if under_sanitizers else [*RUNNER, FOLDER / "hooks.cpp"]
-    if ROOT / "csrc/cuda/combine.cu" in kernels:
-        runner = [*runner, FOLDER / "entries.cpp"]
     objects = []
     for source in (*kernels, *runner):
         objects.append(folder / f"{source.stem}.o")
@@ -40,11 +47,23 @@ def build(folder: Path, kernels: list[Path], under_sanitizers: bool = False) -> 
     return library
 
 
+def sanitized(*command: str) -> subprocess.CompletedProcess:
+    """Runs Python, with the sanitizers loaded before all else."""
+    found = [
+        subprocess.run(["g++", f"-print-file-name={name}"], check=True, capture_output=True, text=True).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so.6")
+    ]
+    if not Path(found[0]).is_absolute():
+        pytest.skip("g++ has no AddressSanitizer here")
+    environment = {**os.environ, "LD_PRELOAD": " ".join(found), "ASAN_OPTIONS": "detect_leaks=0"}
+    return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
+
+
 def rename(file: Path, functions: list[str]) -> None:
     """Gives calls of functions to the runner, and its dynamic shared memory to every ``extern __shared__`` array."""
     symbols = subprocess.run(["readelf", "-Ws", str(file)], check=True, capture_output=True, text=True).stdout
     names = {name: f"simt_{name}" for name in functions}
-    names |= {name: "simt_dynamic_shared" for name in re.findall(r" TLS .* UND (\S+)", symbols)}
+    names |= dict.fromkeys(re.findall(r" TLS .* UND (\S+)", symbols), "simt_dynamic_shared")
     for old, new in names.items():  # one by one, as objcopy refuses one name for two
         subprocess.run(["objcopy", f"--redefine-sym={old}={new}", str(file)], check=True)
 

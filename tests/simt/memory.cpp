@@ -11,6 +11,7 @@
 #include <cstring>
 #include <vector>
 
+#include "fibers.h"
 #include "runner.h"
 
 using simt::most_dynamic;
@@ -172,9 +173,9 @@ void begin_block(size_t dynamic_bytes) {
   dynamic.begin = reinterpret_cast<uintptr_t>(simt_dynamic_shared);
   dynamic.end = dynamic.begin + dynamic_bytes;
   // NaNs, so that what is read before it is written shows without hooks too.
-  const Range around[] = {{shared.begin, dynamic.begin}, {dynamic.begin + most_dynamic, shared.end}, dynamic};
+  const Range parts[] = {{shared.begin, dynamic.begin}, {dynamic.begin + most_dynamic, shared.end}, dynamic};
   ASAN_UNPOISON_MEMORY_REGION(simt_dynamic_shared, dynamic_bytes);
-  for (const Range& part : around) memset(reinterpret_cast<void*>(part.begin), 0xFF, part.end - part.begin);
+  for (const Range& part : parts) memset(reinterpret_cast<void*>(part.begin), 0xFF, part.end - part.begin);
   ASAN_POISON_MEMORY_REGION(simt_dynamic_shared + dynamic_bytes, most_dynamic - dynamic_bytes);
 }
 

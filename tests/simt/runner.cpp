@@ -1,9 +1,7 @@
-// Fibers, blocks, and where threads meet.
+// Blocks, their threads, and where these meet.
 #include "runner.h"
 
 #include <dlfcn.h>
-#include <sys/mman.h>
-#include <ucontext.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -11,10 +9,8 @@
 #include <cstring>
 #include <map>
 #include <string>
-#include <vector>
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/common_interface_defs.h>
-#endif
+
+#include "fibers.h"
 
 namespace simt {
 
@@ -22,8 +18,6 @@ Place place;
 
 namespace {
 
-constexpr int most_threads = 1024;
-constexpr size_t stack_bytes = 64 << 10, guard_bytes = 4 << 10;
 constexpr size_t dynamic_by_default = 48 << 10;
 constexpr char barrier[] = "__syncthreads";
 
@@ -37,16 +31,7 @@ struct Thread {
   const void* caller;
 };
 
-// A thread that ends leaves its fiber to the next one. So threads that never wait share one fiber, without a switch.
-struct Fiber {
-  ucontext_t context;
-  bool made;
-};
-
 Thread threads[most_threads];
-Fiber fibers[most_threads];
-std::vector<int> idle;  // fibers
-ucontext_t scheduler;
 Launch now;
 int thread_count, threads_left, running = -1, waiting_at_barrier;
 std::string fault;
@@ -55,44 +40,12 @@ bool reverse_threads, reverse_blocks;
 int64_t first_block, most_blocks;
 std::map<void (*)(), size_t> allowed_dynamic;
 
-// The stacks of all fibers, each with a page below it that nobody may touch.
-char* stacks() {
-  static char* const all = [] {
-    void* const memory =
-        mmap(nullptr, most_threads * stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) abort();
-    for (int k = 0; k < most_threads; ++k)
-      mprotect(static_cast<char*>(memory) + k * stack_bytes, guard_bytes, PROT_NONE);
-    return static_cast<char*>(memory);
-  }();
-  return all;
-}
-
-char* stack(int fiber) { return stacks() + fiber * stack_bytes + guard_bytes; }
-
-// AddressSanitizer has to know which stack is in use.
-#if defined(__SANITIZE_ADDRESS__)
-const void* host_stack;
-size_t host_stack_bytes;
-
-void switch_to(ucontext_t& from, ucontext_t& to, const void* bottom, size_t bytes) {
-  void* kept;
-  __sanitizer_start_switch_fiber(&kept, bottom, bytes);
-  swapcontext(&from, &to);
-  __sanitizer_finish_switch_fiber(kept, nullptr, nullptr);
-}
-void to_fiber(int fiber) { switch_to(scheduler, fibers[fiber].context, stack(fiber), stack_bytes - guard_bytes); }
-void to_scheduler() { switch_to(fibers[threads[running].fiber].context, scheduler, host_stack, host_stack_bytes); }
-void arrive_on_new_stack() { __sanitizer_finish_switch_fiber(nullptr, &host_stack, &host_stack_bytes); }
-#else
-void to_fiber(int fiber) { swapcontext(&scheduler, &fibers[fiber].context); }
-void to_scheduler() { swapcontext(&fibers[threads[running].fiber].context, &scheduler); }
-void arrive_on_new_stack() {}
-#endif
-
 uint3 position(unsigned index, const dim3& size) {
   return {index % size.x, index / size.x % size.y, index / size.x / size.y};
 }
+
+// The thread that runs stops, until it is gone on with.
+void pause() { to_host(threads[running].fiber); }
 
 void begin(int thread, int fiber) {
   running = thread;
@@ -100,7 +53,8 @@ void begin(int thread, int fiber) {
   threads[thread].fiber = fiber;
 }
 
-// What a fiber does: threads, one after another, until one waits or the next has been begun.
+// What a fiber does: a thread, and those after it, until one waits or the next has been begun. So threads that never
+// wait share one fiber, without a switch.
 void live() {
   arrive_on_new_stack();
   for (;;) {
@@ -111,30 +65,16 @@ void live() {
     if (next >= 0 && next < thread_count && threads[next].state == Thread::fresh)
       begin(next, threads[running].fiber);
     else
-      to_scheduler();
+      pause();
   }
-}
-
-int idle_fiber() {
-  const int fiber = idle.back();
-  idle.pop_back();
-  if (!fibers[fiber].made) {
-    ucontext_t& context = fibers[fiber].context;
-    getcontext(&context);
-    context.uc_stack.ss_sp = stack(fiber);
-    context.uc_stack.ss_size = stack_bytes - guard_bytes;
-    makecontext(&context, live, 0);
-    fibers[fiber].made = true;
-  }
-  return fiber;
 }
 
 // Goes on with a thread, and maybe with others after it, until one waits.
 void run(int thread) {
-  const int fiber = threads[thread].state == Thread::fresh ? idle_fiber() : threads[thread].fiber;
+  const int fiber = threads[thread].state == Thread::fresh ? take_fiber() : threads[thread].fiber;
   begin(thread, fiber);
   to_fiber(fiber);
-  if (threads[running].state == Thread::ended) idle.push_back(fiber);
+  if (threads[running].state == Thread::ended) leave_fiber(fiber);
   running = -1;
 }
 
@@ -211,13 +151,9 @@ int thread_index() { return running; }
 
 int lane() { return running % warp; }
 
-bool on_a_stack(const void* address) {
-  return size_t(static_cast<const char*>(address) - stacks()) < most_threads * stack_bytes;
-}
-
 void fail(const char* text, const void* caller) {
   describe(running, text, caller);
-  to_scheduler();
+  pause();
   abort();  // nobody returns to a thread at fault
 }
 
@@ -228,7 +164,7 @@ void meet(const char* what, unsigned mask, void* mine, void (*act)(void* const* 
   void* lanes[warp] = {};
   for (int k = 0; k < warp; ++k) {
     if (!(mask >> k & 1)) continue;
-    if (first + k >= threads + thread_count || !together(first[k], threads[running])) return to_scheduler();
+    if (first + k >= threads + thread_count || !together(first[k], threads[running])) return pause();
     lanes[k] = first[k].mine;
   }
   act(lanes);
@@ -268,10 +204,7 @@ cudaError_t launch(const Launch& launch) {
   thread_count = int(count);
   place.threads = launch.threads, place.blocks = launch.blocks;
   fault.clear();
-  if (idle.size() < most_threads) {  // at first, and after a fault
-    idle.clear();
-    for (int k = 0; k < most_threads; ++k) fibers[k].made = false, idle.push_back(k);
-  }
+  prepare_fibers(live);
   const int64_t end = most_blocks ? std::min(blocks, first_block + most_blocks) : blocks;
   for (int64_t k = first_block; k < end && fault.empty(); ++k) {
     place.block = position(unsigned(reverse_blocks ? first_block + end - 1 - k : k), launch.blocks);
@@ -286,7 +219,7 @@ cudaError_t launch(const Launch& launch) {
 void __syncthreads() {
   using namespace simt;
   wait_there(barrier, 0xFFFFFFFFu, nullptr, __builtin_return_address(0));
-  if (++waiting_at_barrier < thread_count) return to_scheduler();
+  if (++waiting_at_barrier < thread_count) return pause();
   waiting_at_barrier = 0;
   for (int k = 0; k < thread_count; ++k) threads[k].state = Thread::ready;
   block_met();

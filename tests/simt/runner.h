@@ -27,9 +27,6 @@ constexpr size_t most_dynamic = 227 << 10;  // bytes of shared memory
 // Of the thread that runs in its block; -1 on the host.
 int thread_index();
 
-// Whether an address is in the stack of a thread of the kernel.
-bool on_a_stack(const void* address);
-
 enum class Access { read, write, atomic };
 
 // An access that the thread that runs is about to make. It may be the last thing the thread does.

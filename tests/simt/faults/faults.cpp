@@ -13,6 +13,8 @@ const char* launch(void (*kernel)(float*, int), float* out, int n) {
 #define FAULT(name) \
   extern "C" const char* simt_##name(float* out, int n) { return launch(name::kernel, out, n); }
 
+#include "absent_source.cu"
+FAULT(absent_source)
 #include "deadlock.cu"
 FAULT(deadlock)
 #include "dynamic_overrun.cu"
