@@ -8,6 +8,7 @@
 //   checked     -fsanitize=thread makes g++ call __tsan_read4 and the like before every access. The functions in
 //               hooks.cpp stand in for the sanitizer's own and ask memory.cpp, which knows the buffers that the host
 //               registered to the byte, and of each byte of shared memory who wrote and read it, and when.
+//               An access at fault is not made, so buffers need no guard pages.
 //   sanitized   AddressSanitizer and UBSan; buffers are blocks of its heap. It also sees what is behind local arrays.
 //
 // A launch ends at its first fault. Then cudaLaunchKernel fails, and cudaGetErrorString describes the fault.
