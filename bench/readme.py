@@ -81,9 +81,9 @@ def _spread(ratios: list[float]) -> str:
     return f"{min(ratios):.1f}, {median(ratios):.1f}, {max(ratios):.1f} x" if ratios else ""
 
 
-def put(text: str, suite: str, made: str) -> str:
+def put(text: str, suite: str, made: str, by: str = "bench.readme") -> str:
     """``text`` with ``made`` between the marks of a suite."""
-    start = f"<!-- {suite}: made by python -m bench.readme -->\n"
+    start = f"<!-- {suite}: made by python -m {by} -->\n"
     return re.sub(f"{re.escape(start)}.*?{re.escape(END)}", lambda _: f"{start}{made}{END}", text, flags=re.DOTALL)
 
 

@@ -1,0 +1,74 @@
+"""The Triton kernels as the package launches them, compiled instead of run."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from fpfast.kernels import combine, pairs
+from triton.backends.compiler import GPUTarget
+
+from fpfast.reference import KINDS, Key
+
+SHAPE = (8, 3, 32, 32)  # samples of whole groups of four, more groups than a program has lanes
+
+
+class Recorder:
+    """Stands in for a ``triton.jit`` function, and keeps what it compiles."""
+
+    def __init__(self, function: Any, kept: list[Any]) -> None:
+        self.function, self.kept = function, kept
+
+    def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
+        def launch(*args: Any, **options: Any) -> None:
+            self.kept.append((self.function, self.function.warmup(*args, grid=grid, **options)))
+
+        return launch
+
+
+def cases() -> Iterator[tuple[str, Callable[[], None]]]:
+    """Launches of every kernel, with float32 operands and one seed for all samples; and what tells them apart."""
+    x, y, pair, other = torch.empty(SHAPE), torch.empty(SHAPE), torch.empty(2, *SHAPE), torch.empty(2, *SHAPE)
+    key, sums = Key(torch.tensor(0), 0, 0, 0), torch.empty(SHAPE[0])
+    coef, of_samples = torch.empty(5), torch.empty(SHAPE[0], 3)
+    for count in range(1, 5):
+        operands = [x, y, x, y][:count]
+        yield f"{count}", partial(combine.combine, x, operands, coef, None)
+        yield f"{count} + noise", partial(combine.combine, x, operands, coef, key)
+    for kind in KINDS:
+        yield kind, partial(combine.noise, x, kind, key)
+        yield kind, partial(pairs.pair, pair, x, y, of_samples, kind, key)
+        yield kind, partial(pairs.probe_times, x, sums, kind, key)
+        yield f"probe_dot {kind}", partial(pairs.probe_dot, sums, x, kind, key)
+    yield "defect", partial(pairs.defect, y, sums, x, pair, of_samples)
+    yield "product", partial(pairs.product, sums, x, pair, other, of_samples)
+
+
+def compiled(architecture: str) -> Iterator[tuple[str, Any]]:
+    """Each kernel's name and what Triton made of it."""
+    # What Triton asks of a driver before it compiles; the specialisation of the arguments is then its own.
+    driver = SimpleNamespace(
+        get_current_target=lambda: GPUTarget("cuda", int(architecture), 32),
+        get_current_device=lambda: f"sm_{architecture}",
+        get_current_stream=lambda _: 0,
+    )
+    jit: Any = importlib.import_module("triton.runtime.jit")
+    kept: list[Any] = []
+    files = (combine, pairs)
+    originals = [(file, name, getattr(file, name)) for file in files for name in dir(file) if name.endswith("_kernel")]
+    before, jit.driver = jit.driver, SimpleNamespace(active=driver)
+    try:
+        for file, name, value in originals:
+            setattr(file, name, Recorder(value, kept))
+        for name, launch in cases():
+            launch()
+            function, kernel = kept.pop()
+            yield f"{function.__module__.rpartition('.')[2]}.py: {function.__name__} {name}", kernel
+    finally:
+        jit.driver = before
+        for file, name, value in originals:
+            setattr(file, name, value)
