@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -311,20 +312,10 @@ class Cuda(Backend):
     ) -> None:
         states = {tensor.data_ptr(): tensor for tensor, _ in [*inputs, *outputs]}
         memory = Memory(list(states.values()), [*states.values(), *device.values(), key.seed])
-        at = {name: memory[tensor].ptr for name, tensor in device.items()}
-        run = Trajectory(instructions=len(device["program"]), bias_width=device["biases"].shape[1])
-        for name in ("program", "weights", "biases", "actions", "evaluations", "coef"):
-            setattr(run, name, at[name])
-        run.count, run.stages = len(device["actions"]), device["evaluations"].shape[1]
-        run.first_step, run.last_step = steps
-        for ports, given in ((run.inputs, inputs), (run.outputs, outputs)):
-            ports[: len(given)] = [Port(memory[tensor].ptr, row, tensor.shape[1]) for tensor, row in given]
-        run.input_count, run.output_count = len(inputs), len(outputs)
-        run.dimension, run.rows, run.samples = dimension, rows, len(inputs[0][0])
-        run.noise = self.key(key, memory)
-        most = int(host["slabs"][:, 1].max())
-        weights = Weights(len(device["weights"]), at["slabs"], len(host["slabs"]), most)
-        of_weights = 4 * weights.count if self.resident else 3 * 512 * most
+        run, weights = trajectory(
+            inputs, outputs, device, steps, dimension, rows, self.key(key, memory), lambda tensor: memory[tensor].ptr
+        )
+        of_weights = 4 * weights.count if self.resident else 3 * 512 * weights.most_fragments
         self.launch(
             "trajectory",
             f"trajectory_kernel.*{'Resident' if self.resident else 'Streamed'}",
@@ -334,6 +325,30 @@ class Cuda(Backend):
             threads=32 * self.warps,
             shared_bytes=of_weights + self.warps * rows * 64,
         )
+
+
+def trajectory(
+    inputs: list[tuple[Tensor, int]],
+    outputs: list[tuple[Tensor, int]],
+    device: dict[str, Tensor],
+    steps: tuple[int, int],
+    dimension: int,
+    rows: int,
+    noise: Noise,
+    address: Callable[[Tensor], int],
+) -> tuple[Trajectory, Weights]:
+    """What native.Cuda.trajectory gives to the kernel."""
+    run = Trajectory(instructions=len(device["program"]), bias_width=device["biases"].shape[1], noise=noise)
+    for name in ("program", "weights", "biases", "actions", "evaluations", "coef"):
+        setattr(run, name, address(device[name]))
+    run.count, run.stages = len(device["actions"]), device["evaluations"].shape[1]
+    run.first_step, run.last_step = steps
+    for ports, given in ((run.inputs, inputs), (run.outputs, outputs)):
+        ports[: len(given)] = [Port(address(tensor), row, tensor.shape[1]) for tensor, row in given]
+    run.input_count, run.output_count = len(inputs), len(outputs)
+    run.dimension, run.rows, run.samples = dimension, rows, len(inputs[0][0])
+    slabs = device["slabs"]
+    return run, Weights(len(device["weights"]), address(slabs), len(slabs), int(slabs[:, 1].max()))
 
 
 class Triton(Backend):

@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from emulated import DTYPES, KINDS, ROOT, Combine, Noise, Probed, sizes
+from emulated import DTYPES, KINDS, ROOT, Combine, Noise, Probed, sizes, trajectory
 from torch import Tensor
 
 from fpfast import reference
 
 FOLDER = Path(__file__).parent / "simt"
-KERNELS = [ROOT / "csrc/cuda/combine.cu", ROOT / "csrc/cuda/pairs.cu", FOLDER / "entries.cpp"]
+KERNELS = [*(ROOT / f"csrc/cuda/{name}.cu" for name in ("combine", "pairs", "trajectory")), FOLDER / "entries.cpp"]
 EXAMPLES = [FOLDER / "examples.cu", FOLDER / "faults/faults.cpp"]
 RUNNER = [FOLDER / f"{name}.cpp" for name in ("runner", "fibers", "memory", "tensor")]
 
@@ -74,6 +74,7 @@ class Simt:
     def __init__(self, library: Path) -> None:
         self.path, self.library = library, ctypes.CDLL(str(library))
         self.first_block = self.blocks = 0  # 0: all
+        self.resident = True  # the weights of a trajectory
 
     def order(self, threads_reversed: bool, blocks_reversed: bool) -> None:
         self.library.simt_order(threads_reversed, blocks_reversed)
@@ -131,6 +132,26 @@ class Simt:
 
     def probe_dot(self, out: Tensor, x: Tensor, kind: str, key: reference.Key) -> None:
         self.probed("probe_dot", x, {"out": out}, {"x": x}, kind, key)
+
+    def trajectory(
+        self,
+        *,
+        inputs: list[tuple[Tensor, int]],
+        outputs: list[tuple[Tensor, int]],
+        host: dict[str, Tensor],
+        device: dict[str, Tensor],
+        steps: tuple[int, int],
+        dimension: int,
+        rows: int,
+        key: reference.Key,
+    ) -> None:
+        of_key, warps = noise(key), -(-len(inputs[0][0]) // 16)
+        run, weights = trajectory(inputs, outputs, device, steps, dimension, rows, of_key, Tensor.data_ptr)
+        values = warps * rows * 64  # bytes, so that there is room for so many warps and no more
+        room = values + (4 * weights.count if self.resident else 3 * 512 * weights.most_fragments)
+        self.library.simt_device(1, room)
+        written, read = [tensor for tensor, _ in outputs], [*device.values(), key.seed]
+        self.call("trajectory", written, read, ctypes.byref(run), ctypes.byref(weights))
 
     def probed(
         self,

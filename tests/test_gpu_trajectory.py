@@ -1,11 +1,16 @@
-"""The trajectory kernel, its PTX (sm_80) run on the CPU, against the CPU engine in float32 and float64."""
+"""The trajectory kernel against the CPU engine: its compiled PTX (sm_80), and its source compiled for the CPU."""
 
+import json
 import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
-from emulated import PRESENT, Cuda, Modules, compiled_by_nvcc
+from emulated import PRESENT, Cuda, compiled_by_nvcc
+from simt_runner import KERNELS, NEEDED, Simt, build, sanitized
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -18,14 +23,16 @@ from fpfast.solvers import Plan as SolverPlan
 from fpfast.times import grid
 from fpfast.trajectory import FusedLoop, GpuSchedule, Schedule
 
-pytestmark = [
+pytestmark = pytest.mark.skipif(
+    backends.BACKENDS["cpu"].missing() is not None, reason="the native kernels are not built"
+)
+
+PTX = [
     pytest.mark.ptx,
     pytest.mark.skipif(not PRESENT, reason="ptxrun, a PTX emulator, is not here (FPFAST_PTXRUN names its folder)"),
     pytest.mark.skipif(shutil.which("g++") is None, reason="g++, with which ptxrun compiles, is not on PATH"),
     pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH"),
-    pytest.mark.skipif(backends.BACKENDS["cpu"].missing() is not None, reason="the native kernels are not built"),
 ]
-
 STEPS = 3
 KEY = Key(torch.tensor(7), first_sample=2**33 + 1, stream=0, draw=0)
 
@@ -80,9 +87,12 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def modules(tmp_path_factory) -> dict[str, Modules]:
-    return {"trajectory": compiled_by_nvcc("trajectory", tmp_path_factory.mktemp("ptx"))}
+@pytest.fixture(scope="module", params=[pytest.param("ptx", marks=PTX), pytest.param("simt", marks=NEEDED)])
+def kernels(request, tmp_path_factory) -> Cuda | Simt:
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "simt":
+        return Simt(build(folder, KERNELS))
+    return Cuda({"trajectory": compiled_by_nvcc("trajectory", folder)})
 
 
 def table_of(case: Case) -> Table:
@@ -96,37 +106,48 @@ def run(schedule: Schedule | GpuSchedule, x: Tensor, key: Key = KEY) -> Tensor:
     return slots[0][0]
 
 
-def kernels(modules: dict[str, Modules], case: Case) -> Cuda:
-    made = Cuda(modules)
-    made.resident, made.warps = case.resident, case.warps
-    return made
+def orders(kernels: Cuda | Simt, case: Case) -> Iterator[None]:
+    """Makes the kernels ready for a case, to run blocks, and threads where it can be chosen, in any order."""
+    kernels.resident, kernels.warps = case.resident, case.warps
+    for backwards in (False, True):
+        if isinstance(kernels, Simt):
+            kernels.order(backwards, backwards)
+        kernels.reverse = backwards
+        yield
+
+
+def ready(kernels: Cuda | Simt, case: Case) -> Cuda | Simt:
+    next(orders(kernels, case))
+    return kernels
 
 
 def states(case: Case) -> Tensor:
     return torch.randn(case.samples, case.dimension, generator=torch.Generator().manual_seed(2))
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_trajectories_are_as_exact_as_the_engine_on_a_processor(modules, name):
+def inexact(kernels: Cuda | Simt, name: str) -> str:
+    """What is wrong with a case: an error beyond twice that of the engine on a processor."""
     case = CASES[name]
     what = "gradient" if case.predicts == "potential" else "output"
-    table, net, x, device = (
-        table_of(case),
-        fused.compile(case.net, case.dimension),
-        states(case),
-        kernels(modules, case),
-    )
+    table, net, x = table_of(case), fused.compile(case.net, case.dimension), states(case)
     exact = run(Schedule(net, what, table, torch.float64), x.double())
     single = run(Schedule(net, what, table, torch.float32), x)
-    for device.reverse in (False, True):
-        got = run(GpuSchedule(net, what, table, torch.device("cpu"), device), x)
-        error, usual = (got - exact).abs().max(), (single - exact).abs().max()
-        assert error <= 2 * usual + 1e-6 * exact.abs().max()
+    bound = 2 * (single - exact).abs().max() + 1e-6 * exact.abs().max()
+    for _ in orders(kernels, case):
+        error = (run(GpuSchedule(net, what, table, torch.device("cpu"), kernels), x) - exact).abs().max()
+        if not error <= bound:
+            return f"error {error:.2g}, expected at most {bound:.2g}"
+    return ""
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_trajectories_are_as_exact_as_the_engine_on_a_processor(kernels, name):
+    assert inexact(kernels, name) == ""
 
 
 @pytest.mark.parametrize("seeds", ["one", "each"])
 @pytest.mark.parametrize("name", ["one-dimension", "two-steps", "two-stages", "corrector", "skip"])
-def test_combinations_have_the_bits_of_the_cpu(modules, name, seeds):
+def test_combinations_have_the_bits_of_the_cpu(kernels, name, seeds):
     """Where the network's outputs count for nothing, that is all that is left."""
     case = CASES[name]
     table, net, x = table_of(case), fused.compile(case.net, case.dimension), states(case)
@@ -135,22 +156,22 @@ def test_combinations_have_the_bits_of_the_cpu(modules, name, seeds):
             if slot.startswith("y"):
                 table.coef[:, number, k] = 0
     key = KEY if seeds == "one" else Key(torch.arange(case.samples) * 2**40 + 1, 0, 0, 0)
-    got = run(GpuSchedule(net, "output", table, torch.device("cpu"), kernels(modules, case)), x, key)
+    got = run(GpuSchedule(net, "output", table, torch.device("cpu"), ready(kernels, case)), x, key)
     assert torch.equal(got, run(Schedule(net, "output", table, torch.float32), x, key))
 
 
-def test_samples_do_not_depend_on_their_neighbours(modules):
+def test_samples_do_not_depend_on_their_neighbours(kernels):
     case = CASES["two-steps"]
     net, table, x = fused.compile(case.net, case.dimension), table_of(case), states(case)
-    schedule = GpuSchedule(net, "output", table, torch.device("cpu"), kernels(modules, case))
+    schedule = GpuSchedule(net, "output", table, torch.device("cpu"), ready(kernels, case))
     later = KEY._replace(first_sample=KEY.first_sample + 11)
     assert torch.equal(run(schedule, x)[11:], run(schedule, x[11:], later))
 
 
-def test_a_sample_that_is_not_finite_stays_alone(modules):
+def test_a_sample_that_is_not_finite_stays_alone(kernels):
     case = CASES["two-steps"]
     net, table, x = fused.compile(case.net, case.dimension), table_of(case), states(case)
-    schedule = GpuSchedule(net, "output", table, torch.device("cpu"), kernels(modules, case))
+    schedule = GpuSchedule(net, "output", table, torch.device("cpu"), ready(kernels, case))
     broken = x.clone()
     broken[20, 1] = float("nan")
     got, rest = run(schedule, broken), torch.arange(len(x)) != 20
@@ -167,14 +188,27 @@ def test_fragments_are_where_a_lane_looks_for_them():
         assert packed[column, pair, lane, tile].tolist() == whole[row, first : first + 2].tolist()
 
 
-def test_a_run_is_one_launch(modules):
+def test_a_run_is_one_launch(kernels, monkeypatch):
     case = CASES["two-stages"]
     net, table, x = fused.compile(case.net, case.dimension), table_of(case), states(case)
-    device, launches = kernels(modules, case), []
-    launch = device.launch
-    device.launch = lambda *args, **options: (launches.append(args[1]), launch(*args, **options))
-    schedule = GpuSchedule(net, "output", table, torch.device("cpu"), device)
+    expected = run(GpuSchedule(net, "output", table, torch.device("cpu"), ready(kernels, case)), x)
+    launches, launch = [], kernels.trajectory
+    monkeypatch.setattr(kernels, "trajectory", lambda **given: (launches.append(given["steps"]), launch(**given)))
+    schedule = GpuSchedule(net, "output", table, torch.device("cpu"), kernels)
     loop = FusedLoop(schedule, table, [0.0] * STEPS, None, set())
     got = loop(x.clone(), KEY.seed, KEY.first_sample, tqdm(disable=True))
-    assert len(launches) == 1
-    assert torch.equal(got, run(schedule, x))
+    assert launches == [(0, STEPS)]
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++, which compiles the CUDA kernels, is not on PATH")
+def test_trajectories_under_sanitizers(tmp_path):
+    """AddressSanitizer and UBSan, in another process: this file as a program, with the library as its argument."""
+    done = sanitized(__file__, str(build(tmp_path / "sanitized", KERNELS, under_sanitizers=True)))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == dict.fromkeys(CASES, "")
+
+
+if __name__ == "__main__":
+    library = Simt(Path(sys.argv[1]))
+    json.dump({name: inexact(library, name) for name in CASES}, sys.stdout)

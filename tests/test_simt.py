@@ -131,7 +131,7 @@ def far(request, checked):
     x = sparse(last + 1, elements)
     x[last] = torch.randn(elements, generator=torch.Generator().manual_seed(3))
     checked.order(False, False)
-    checked.first_block, checked.blocks = last * (elements // 4 + (elements % 4 > 0)) // 256 % 2**20, 5
+    checked.first_block, checked.blocks = last * (elements // 4 + (elements % 4 > 0)) // 256 % 2**14, 5
     yield x
     checked.first_block = checked.blocks = 0
 
@@ -158,7 +158,7 @@ def test_defects_beyond_32_bits(checked, far):
     pair[:, -1] = far[-1] * torch.tensor([[0.25], [0.5]])
     expected, norm = torch.empty_like(far[-1:]), torch.empty(1)
     reference.defect(expected, norm, far[-1:], pair[:, -1:], coef[-1:])
-    checked.first_block, checked.blocks = (len(far) - 1) % 2**20, 1  # a block for each sample
+    checked.first_block, checked.blocks = (len(far) - 1) % 2**14, 1  # a block for each sample
     checked.defect(out, norms, far, pair, coef)
     assert difference(out[-1:], expected) == ""
     torch.testing.assert_close(norms[-1:], norm, rtol=1e-6, atol=0)

@@ -60,7 +60,7 @@ struct Scalar {
     return I(value);
 #endif
   }
-  FPFAST_FN bool odd(I value) { return (value << 31) < 0; }
+  FPFAST_FN bool odd(I value) { return value & 1; }
   FPFAST_FN F select(bool mask, F yes, F no) { return mask ? yes : no; }
   FPFAST_FN F flip(F value, U sign) { return as_float(as_bits(value) ^ (sign & 0x80000000u)); }  // by the top bit
   FPFAST_FN F plus_exact(F a, F b, F c) {

@@ -53,9 +53,12 @@ enum cudaError_t {
   cudaErrorLaunchFailure = 719,
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
 using cudaStream_t = struct CUstream_st*;
 
 const char* cudaGetErrorString(cudaError_t error);
+cudaError_t cudaGetDevice(int* device);
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int device);
 
 namespace simt {
 
@@ -191,6 +194,12 @@ To simt_bits(From from) {
   return to;
 }
 
+template <class T>
+T min(T a, T b) {
+  return b < a ? b : a;
+}
+
+inline unsigned int __umulhi(unsigned int a, unsigned int b) { return (unsigned long long)(a)*b >> 32; }
 inline unsigned int __float_as_uint(float value) { return simt_bits<unsigned int>(value); }
 inline float __uint_as_float(unsigned int bits) { return simt_bits<float>(bits); }
 inline int __float_as_int(float value) { return simt_bits<int>(value); }

@@ -37,6 +37,7 @@ int thread_count, threads_left, running = -1, waiting_at_barrier;
 std::string fault;
 
 bool reverse_threads, reverse_blocks;
+int processors = 1, shared_bytes = int(most_dynamic);
 int64_t first_block, most_blocks;
 std::map<void (*)(), size_t> allowed_dynamic;
 
@@ -256,6 +257,21 @@ const char* cudaGetErrorString(cudaError_t error) {
     case cudaErrorInvalidConfiguration: return "invalid configuration argument";
     default: return simt::fault.c_str();
   }
+}
+
+cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
+  *value = which == cudaDevAttrMultiProcessorCount ? simt::processors : simt::shared_bytes;
+  return cudaSuccess;
+}
+
+// What the host's code is told of the device.
+extern "C" void simt_device(int processors, int shared_bytes) {
+  simt::processors = processors, simt::shared_bytes = shared_bytes;
 }
 
 extern "C" void simt_order(bool threads_reversed, bool blocks_reversed) {
