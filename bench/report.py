@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from itertools import groupby
+from pathlib import Path
+from typing import Any
 
 from bench.timing import Row
 
@@ -17,6 +21,15 @@ def tables(rows: list[Row]) -> Iterator[str]:
         yield from (_lines if group == "widths" else _blocks)(list(found))
     yield from _threads(rows)
     yield from _losses(rows)
+
+
+def write(out: Path, about: dict[str, Any], rows: list[Row]) -> None:
+    """A row a line."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    head = json.dumps(about, indent=1).removesuffix("\n}")
+    lines = ",\n".join(json.dumps(asdict(row)) for row in rows)
+    out.write_text(f'{head},\n "rows": [\n{lines}\n]}}\n')
+    print(f"\nwritten: {out}")
 
 
 def _cases(rows: Iterable[Row]) -> Iterator[tuple[str, list[Row]]]:
@@ -43,7 +56,7 @@ def _blocks(rows: list[Row]) -> Iterator[str]:
     for case, sides in _cases(rows):
         bases = list(dict.fromkeys(base for row in sides for base in row.ratios))
         share = any(row.share_of_peak is not None for row in sides)
-        header = [f"/ {base}" for base in bases] + ["side", sides[0].unit] + ["of FMA peak"] * share + ["how"]
+        header = [f"/ {base}" for base in bases] + ["side", sides[0].unit] + ["of peak"] * share + ["how"]
         body = [
             [_ratio(row, base) for base in bases] + [row.side, _time(row)] + [_share(row)] * share + [row.remark]
             for row in sides
@@ -60,7 +73,7 @@ def _lines(rows: list[Row]) -> Iterator[str]:
         first, *others = sides
         if not table:
             names = [row.side for row in others]
-            table.append([*(f"{name} / {first.side}" for name in names), "", first.side, "of FMA peak", *names])
+            table.append([*(f"{name} / {first.side}" for name in names), "", first.side, "of peak", *names])
         ratios = [_ratio(row, first.side) for row in others]
         table.append([*ratios, case, _time(first), _share(first), *(_time(row) for row in others)])
     yield f"times in {rows[0].unit}"

@@ -27,6 +27,7 @@ from bench.timing import Row, measure
 SUITES = {
     "cpu-engine": ("authors", "small", "combine", "normal", "interleaved", "levels", "widths"),
     "residual": ("training", "unet"),
+    "gpu": (),  # bench/gpu.py
 }
 RESULTS = Path(__file__).with_name("results")
 
@@ -39,6 +40,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose 'group: name' contains TEXT")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does everything run? The times say nothing")
     parser.add_argument("--reference-data", type=Path, metavar="FOLDER", help="networks of arXiv 2311.15996")
+    parser.add_argument("--device", default="cuda", help="of the suite gpu (cpu: does everything run?)")
     parser.add_argument("--out", type=Path, help="default: bench/results/SUITE.json")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)  # the file for one process's results
     return parser.parse_args(argv)
@@ -119,6 +121,11 @@ def origin(options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     options = arguments()
+    if options.suite == "gpu":
+        from bench import gpu
+
+        gpu.main(origin(options), options)
+        return
     if options.worker:
         work(options)
         return
@@ -129,12 +136,7 @@ def main() -> None:
     for peak in peaks:
         print(f"peak with {peak['threads']} thread(s): {peak['gflops']:.1f} GFLOPS ({peak['vector_bits']}-bit vectors)")
     print("\n".join(report.tables(rows)))
-    out = options.out or RESULTS / f"{options.suite}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    head = json.dumps({**about, "incomplete": wrong, "peaks": peaks}, indent=1).removesuffix("\n}")
-    lines = ",\n".join(json.dumps(asdict(row)) for row in rows)  # a row a line
-    out.write_text(f'{head},\n "rows": [\n{lines}\n]}}\n')
-    print(f"\nwritten: {out}")
+    report.write(options.out or RESULTS / f"{options.suite}.json", {**about, "incomplete": wrong, "peaks": peaks}, rows)
     if wrong:
         sys.exit("incomplete: " + "; ".join(wrong))
 

@@ -35,6 +35,19 @@ def test_words_are_numbered_as_specified():
     assert float(sign) == (-1.0 if int(word) >> 31 else 1.0)
 
 
+@native
+@pytest.mark.parametrize("level", LEVELS)
+def test_zeros_have_the_sign_of_the_reference(level):
+    """Of one word in 2^25 the uniform value is 1, its logarithm 0."""
+    from fpfast.native import Cpu
+
+    key, got, want = reference.Key(torch.tensor(1), 3974242, 0, 0), torch.empty(1, 4), torch.empty(1, 4)
+    reference.noise(want, "normal", key)
+    Cpu(level).noise(got, "normal", key)
+    assert want[0, :2].eq(0).all()
+    assert same_bits(got, want)
+
+
 def test_normal_is_box_muller_of_the_words():
     key = reference.Key(torch.tensor(3), 0, 1, 0)
     w = [word.double() * 2.0**-32 + 2.0**-33 for word in reference.words(key, 1000, 4)]

@@ -15,6 +15,7 @@ from test_triton import (
     HALF,
     PAIR_CASES,
     SINGLE,
+    ZERO,
     Case,
     PairCase,
     compare,
@@ -57,6 +58,7 @@ def backend(request) -> Backend:
 
 
 CASES = [
+    Case((2, 8), "normal", first=ZERO),
     *(Case((65, 4, 8), kind, (), "one") for kind in reference.KINDS),
     Case((65, 4, 8), "normal", (), "each"),
     Case((2, 1030), "normal", (), "one"),

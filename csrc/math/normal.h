@@ -17,28 +17,28 @@ FPFAST_FN typename M::F rademacher_value(typename M::U word) {
   return M::as_float((word & 0x80000000u) | 0x3F800000u);
 }
 
-// -2 log u for the word's uniform value u = 2^e (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), relative error below 2e-7.
+// 2 log u for the word's uniform value u = 2^e (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), relative error below 2e-7.
 //
-// All bits are those of -2 (e high + (e low + (f + f f q))) with ln 2 = high + low: a factor that is a power of two
-// changes no rounding, so u comes as 2^32 u, e as 2^23 e, and -2 is in the coefficients of q and of e.
+// All bits are those of 2 (e high + (e low + (f + f f q))) with ln 2 = high + low: a factor that is a power of two
+// changes no rounding, so u comes as 2^32 u, e as 2^23 e, and 2 is in the coefficients of q and of e.
 template <class M>
-FPFAST_FN typename M::F minus_two_log(typename M::U word) {
+FPFAST_FN typename M::F two_log(typename M::U word) {
   using F = typename M::F;
   constexpr uint32_t two_32 = 32u << 23;  // in an exponent
   const typename M::U bits = M::as_bits(M::word_to_float(word) + 0.5f);
   const typename M::U exponent = (bits - (two_32 + 0x3F3504F3u)) & 0xFF800000u;
   const F f = M::as_float(bits - exponent - two_32) - 1.0f;
-  F q = f * -0x1.65c77ep-3f;
-  q = q + 0x1.2504aep-2f;
-  q = q * f + -0x1.31852ap-2f;
-  q = q * f + 0x1.535d2ep-2f;
-  q = q * f + -0x1.98d2c0p-2f;
-  q = q * f + 0x1.00049ap-1f;
-  q = q * f + -0x1.5556f4p-1f;
-  q = q * f + 0x1.fffffap-1f;
+  F q = f * 0x1.65c77ep-3f;
+  q = q + -0x1.2504aep-2f;
+  q = q * f + 0x1.31852ap-2f;
+  q = q * f + -0x1.535d2ep-2f;
+  q = q * f + 0x1.98d2c0p-2f;
+  q = q * f + -0x1.00049ap-1f;
+  q = q * f + 0x1.5556f4p-1f;
+  q = q * f + -0x1.fffffap-1f;
   const F e = M::to_float(M::as_signed(exponent));
-  const F tail = e * -0x1.7f7d1cp-42f + M::plus_exact(f, -2.0f, f * f * q);
-  return M::plus_exact(e, -0x1.62e4p-23f, tail);  // 6 bits times 15
+  const F tail = e * 0x1.7f7d1cp-42f + M::plus_exact(f, 2.0f, f * f * q);
+  return M::plus_exact(e, 0x1.62e4p-23f, tail);  // 6 bits times 15
 }
 
 template <class M>
@@ -50,7 +50,7 @@ struct Pair {
 template <class M>
 FPFAST_FN Pair<M> normal_pair(typename M::U word0, typename M::U word1) {
   using F = typename M::F;
-  const F radius = M::root(minus_two_log<M>(word0));
+  const F radius = M::root(two_log<M>(word0) * -1.0f);
   const F quarters = M::plus_exact(M::word_to_float(word1), 0x1p-30f, 0x1p-31f);  // four times the uniform value
   F whole;
   const typename M::I quadrant = M::truncate(quarters + 0.5f, whole);

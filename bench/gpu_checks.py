@@ -1,0 +1,127 @@
+"""Whether every op gives on a device what it gives on the CPU: the part of the GPU suite that comes before any time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fpfast
+from fpfast import backends, reference
+from fpfast.network import MLP
+
+SHAPES = [(1, 1), (3, 7), (1000, 2), (64, 3, 32, 32), (1, 2**20 + 5)]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+SUM = 4e-7  # of what is added up, a sum's error
+PATH = 1e-5  # of the largest state, the error of a trajectory: the network's sums are made in another order
+Check = tuple[str, Callable[[], str]]  # what is checked, and a function that says what is wrong
+
+
+def serving(device: torch.device) -> list[str]:
+    """The backends, but for plain torch, that run on a device here."""
+    found = {name for name in backends.BACKENDS if backends.obstacle(name, device.type, torch.float32) is None}
+    return [name for name in backends.BACKENDS if name in found - {"reference"}]
+
+
+def checks(device: torch.device) -> Iterator[Check]:
+    for name in serving(device):
+        for shape in SHAPES:
+            yield f"{name}, noise {shape}", lambda name=name, shape=shape: _noise(name, shape, device)
+            yield f"{name}, combine {shape}", lambda name=name, shape=shape: _combine(name, shape, device)
+            yield f"{name}, pairs {shape}", lambda name=name, shape=shape: _pairs(name, shape, device)
+    for case in ("score", "potential"):
+        for solver in fpfast.solvers.SOLVERS:
+            yield f"trajectory, {case}, {solver}", lambda case=case, solver=solver: _path(case, solver, device)
+
+
+def _key(seeds: Tensor) -> reference.Key:
+    return reference.Key(seeds, first_sample=2**33 + 1, stream=1, draw=2**32 - 1)
+
+
+def _seeds(samples: int) -> Iterator[Tensor]:
+    yield torch.tensor(5 - 2**63)
+    yield torch.arange(samples) * -(2**37) + 11
+
+
+def _different(got: Tensor, want: Tensor) -> str:
+    got, want = (x.cpu().contiguous().view(torch.int32) for x in (got, want))
+    wrong = int((got != want).sum())
+    return f"{wrong} of {want.numel()} elements have other bits" if wrong else ""
+
+
+def _noise(name: str, shape: tuple[int, ...], device: torch.device) -> str:
+    for kind in reference.KINDS:
+        for seeds in _seeds(shape[0]):
+            want, got = torch.empty(shape), torch.empty(shape, device=device)
+            reference.noise(want, kind, _key(seeds))
+            backends.kernels(name).noise(got, kind, _key(seeds.to(device)))
+            if wrong := _different(got, want):
+                return f"{kind}: {wrong}"
+    return ""
+
+
+def _combine(name: str, shape: tuple[int, ...], device: torch.device) -> str:
+    """With 1 to 4 operands of all dtypes, with noise and without, by sample or not, in place."""
+    generator = torch.Generator().manual_seed(1)
+    for count in range(1, 5):
+        operands = [torch.randn(shape, generator=generator).to(DTYPES[k % 3]) for k in range(count)]
+        for seeds in (None, *_seeds(shape[0])):
+            coef = torch.randn((5,) if seeds is None or not seeds.ndim else (shape[0], 5), generator=generator)
+            want, there = torch.empty(shape), [operand.to(device) for operand in operands]
+            reference.combine(want, operands, coef, None if seeds is None else _key(seeds))
+            key = None if seeds is None else _key(seeds.to(device))
+            backends.kernels(name).combine(there[0], there, coef.to(device), key)
+            if wrong := _different(there[0], want):
+                return f"{count} operands: {wrong}"
+    return ""
+
+
+def _pairs(name: str, shape: tuple[int, ...], device: torch.device) -> str:
+    generator, kernels, samples = torch.Generator().manual_seed(2), backends.kernels(name), shape[0]
+
+    def normal(*sizes: int) -> Tensor:
+        return torch.randn(sizes, generator=generator)
+
+    x, y, pair, other = normal(*shape), normal(*shape), normal(2, *shape), normal(2, *shape)
+    three, two, one, kind = normal(samples, 3), normal(samples, 2), normal(samples), "normal"
+    key, there = _key(torch.tensor(3)), _key(torch.tensor(3, device=device))
+    cases: dict[str, tuple[list[Tensor], list[Any]]] = {  # outputs and inputs
+        "pair": ([normal(2, *shape)], [x, y, three, kind]),
+        "defect": ([normal(*shape), normal(samples)], [x, pair, two]),
+        "product": ([normal(samples)], [x, pair, other, two]),
+        "probe_dot": ([normal(samples)], [x, kind]),
+        "probe_times": ([normal(*shape)], [one, kind]),
+    }
+    for op, (outputs, inputs) in cases.items():
+        on_device = [value.to(device) if isinstance(value, Tensor) else value for value in inputs]
+        results = [output.to(device) for output in outputs]
+        drawn = kind in inputs
+        getattr(reference, op)(*outputs, *inputs, *([key] if drawn else []))
+        getattr(kernels, op)(*results, *on_device, *([there] if drawn else []))
+        if outputs[0].shape != (samples,) and (wrong := _different(results[0], outputs[0])):
+            return f"{op}: {wrong}"
+        if outputs[-1].shape == (samples,):
+            away = (results[-1].cpu() - outputs[-1]).abs().max() / max(1.0, float(outputs[-1].abs().max()))
+            if not away <= SUM * x[0].numel() ** 0.5 + 1e-6:
+                return f"{op}: relative error {float(away):.2g}"
+    return ""
+
+
+def network(potential: bool) -> nn.Module:
+    torch.manual_seed(1)
+    return MLP(2, [80, 80, 80] if potential else [128, 128], activation="softplus:100", potential=potential)
+
+
+def _path(case: str, solver: str, device: torch.device) -> str:
+    """Against the same samples on the CPU, whose noise has the same bits."""
+    score = fpfast.Score(network(case == "potential").requires_grad_(False), fpfast.OU(T=1.0), predicts=case)
+    options: Any = {"solver": solver, "steps": 10, "seed": 5}
+    want = fpfast.sample(score, (1000, 2), **options)
+    score.net.to(device)  # type: ignore[union-attr]
+    got, info = fpfast.sample(score, (1000, 2), device=device, return_info=True, **options)
+    if not info.fused:
+        return f"it did not run in the fused engine: {info.not_fused}"
+    error = float((got.cpu() - want).abs().max() / want.abs().max())
+    return "" if error <= PATH else f"relative error {error:.2g}"
