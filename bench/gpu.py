@@ -1,7 +1,7 @@
 """``python -m bench.run --suite gpu``: every op on the GPU, first checked against the CPU, then timed; one command.
 
-Times are of whole calls from Python until the device has done its work. For combinations the share of the peak is that of
-a copy's bandwidth there.
+Times are of whole calls from Python until the device has done its work. For combinations the share of the peak is that
+of a copy's bandwidth there.
 """
 
 from __future__ import annotations
