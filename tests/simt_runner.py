@@ -79,6 +79,12 @@ class Simt:
     def order(self, threads_reversed: bool, blocks_reversed: bool) -> None:
         self.library.simt_order(threads_reversed, blocks_reversed)
 
+    @property
+    def launches(self) -> int:
+        """Of kernels, since the library was loaded."""
+        self.library.simt_launches.restype = ctypes.c_int64
+        return self.library.simt_launches()
+
     def call(self, name: str, writable: list[Tensor], readable: list[Tensor], *arguments: object) -> None:
         """Calls an entry point, whose kernels may use only these tensors."""
         self.library.simt_forget_buffers()

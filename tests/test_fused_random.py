@@ -15,6 +15,7 @@ from torch.nn import functional
 
 import fpfast
 from fpfast import fused
+from fpfast.trajectory import WORK
 
 pytestmark = native
 
@@ -691,7 +692,7 @@ def test_gradient_by_time_is_not_lost():
 
 def test_stop_in_one_batch_and_short_native_calls(monkeypatch):
     """A callback that stops the first batch only: the second ends at the same step, wherever native calls are cut."""
-    monkeypatch.setattr("fpfast.trajectory.WORK", 100)
+    monkeypatch.setitem(WORK, "cpu", 100)
     runs = []
     for backend in ("auto", "reference"):
         calls: list[int] = []

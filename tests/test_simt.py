@@ -33,7 +33,10 @@ from test_triton import (
 )
 from torch import Tensor
 
+import fpfast
 from fpfast import backends, reference
+from fpfast.solvers import SOLVERS, Plan
+from fpfast.times import grid
 
 pytestmark = NEEDED
 
@@ -162,6 +165,22 @@ def test_defects_beyond_32_bits(checked, far):
     checked.defect(out, norms, far, pair, coef)
     assert difference(out[-1:], expected) == ""
     torch.testing.assert_close(norms[-1:], norm, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_sampling_is_one_launch_a_stage(checked, monkeypatch, solver):
+    """With a network that launches nothing; and all of it has the bits of another backend."""
+    score = fpfast.Score(lambda x, t: -x, fpfast.VP())
+    options = {"solver": solver, "steps": 5, "seed": 3, "first_sample": 7}
+    expected = fpfast.sample(score, (9, 3), backend="reference", **options)
+    begun = fpfast.noise.normal(3, (9, 3), first_sample=7, stream="prior", backend="reference")
+    checked.order(False, False)
+    monkeypatch.setattr(backends, "kernels", lambda _: checked)
+    before = checked.launches
+    got = fpfast.sample(score, (9, 3), backend="reference", x=begun, **options)
+    table = SOLVERS[solver](Plan(score, grid(score.sde, None, 5), 1.0, False))
+    assert checked.launches - before == 5 * len(table.stages)
+    assert difference(got, expected) == ""
 
 
 # Under AddressSanitizer and UBSan -------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ int thread_count, threads_left, running = -1, waiting_at_barrier;
 std::string fault;
 
 bool reverse_threads, reverse_blocks;
+int64_t launches;
 int processors = 1, shared_bytes = int(most_dynamic);
 int64_t first_block, most_blocks;
 std::map<void (*)(), size_t> allowed_dynamic;
@@ -201,6 +202,7 @@ cudaError_t launch(const Launch& launch) {
   const auto allowed = allowed_dynamic.find(launch.kernel);
   if (launch.dynamic_bytes > (allowed == allowed_dynamic.end() ? dynamic_by_default : allowed->second))
     return cudaErrorInvalidValue;
+  ++launches;
   now = launch;
   thread_count = int(count);
   place.threads = launch.threads, place.blocks = launch.blocks;
@@ -273,6 +275,8 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
 extern "C" void simt_device(int processors, int shared_bytes) {
   simt::processors = processors, simt::shared_bytes = shared_bytes;
 }
+
+extern "C" int64_t simt_launches() { return simt::launches; }
 
 extern "C" void simt_order(bool threads_reversed, bool blocks_reversed) {
   simt::reverse_threads = threads_reversed, simt::reverse_blocks = blocks_reversed;
