@@ -79,6 +79,7 @@ def waited(run: Run, where: torch.device) -> Run:
 def captured(run: Run) -> Run:
     """The run's work as a CUDA graph."""
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # so that nothing is set up for the first time while it is captured
         for _ in range(3):
             run()
@@ -157,7 +158,7 @@ def _combine_sides(where: torch.device, elements: int) -> dict[str, Side]:
 
 
 def _path_sides(where: torch.device, predicts: str, batch: int, quick: bool) -> dict[str, Side]:
-    net = gpu_checks.network(predicts == "potential").requires_grad_(False).to(where)
+    net = gpu_checks.network(predicts).requires_grad_(False).to(where)
     score, steps = fpfast.Score(net, fpfast.OU(T=1.0), predicts=predicts), 3 if quick else STEPS
     h, shape = 1.0 / steps, (batch, 2)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from fpfast import backends, reference
 from fpfast.network import MLP
 
 SHAPES = [(1, 1), (3, 7), (1000, 2), (64, 3, 32, 32), (1, 2**20 + 5)]
+LARGE = (4, 2**23)  # threads take several groups
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SUM = 4e-7  # of what is added up, a sum's error
 PATH = 1e-5  # of the largest state, the error of a trajectory: the network's sums are made in another order
@@ -26,12 +28,13 @@ def serving(device: torch.device) -> list[str]:
 
 
 def checks(device: torch.device) -> Iterator[Check]:
+    large = [LARGE] if device.type == "cuda" else []
     for name in serving(device):
-        for shape in SHAPES:
+        for shape in (*SHAPES, *large):
             yield f"{name}, noise {shape}", lambda name=name, shape=shape: _noise(name, shape, device)
             yield f"{name}, combine {shape}", lambda name=name, shape=shape: _combine(name, shape, device)
             yield f"{name}, pairs {shape}", lambda name=name, shape=shape: _pairs(name, shape, device)
-    for case in ("score", "potential"):
+    for case in NETWORKS:
         for solver in fpfast.solvers.SOLVERS:
             yield f"trajectory, {case}, {solver}", lambda case=case, solver=solver: _path(case, solver, device)
 
@@ -66,8 +69,9 @@ def _combine(name: str, shape: tuple[int, ...], device: torch.device) -> str:
     """With 1 to 4 operands of all dtypes, with noise and without, by sample or not, in place."""
     generator = torch.Generator().manual_seed(1)
     for count in range(1, 5):
-        operands = [torch.randn(shape, generator=generator).to(DTYPES[k % 3]) for k in range(count)]
-        for seeds in (None, *_seeds(shape[0])):
+        for mixed, seeds in itertools.product((False, True), (None, *_seeds(shape[0]))):
+            dtypes = [DTYPES[k % 3 if mixed else 0] for k in range(count)]
+            operands = [torch.randn(shape, generator=generator).to(dtype) for dtype in dtypes]
             coef = torch.randn((5,) if seeds is None or not seeds.ndim else (shape[0], 5), generator=generator)
             want, there = torch.empty(shape), [operand.to(device) for operand in operands]
             reference.combine(want, operands, coef, None if seeds is None else _key(seeds))
@@ -109,19 +113,33 @@ def _pairs(name: str, shape: tuple[int, ...], device: torch.device) -> str:
     return ""
 
 
-def network(potential: bool) -> nn.Module:
+NETWORKS = {  # dimension and widths; the last is too large for its weights to stay in a GPU's shared memory
+    "score": (2, [128, 128]),
+    "potential": (2, [80, 80, 80]),
+    "wide score": (5, [256, 256, 256]),
+}
+
+
+def network(case: str) -> nn.Module:
     torch.manual_seed(1)
-    return MLP(2, [80, 80, 80] if potential else [128, 128], activation="softplus:100", potential=potential)
+    dimension, widths = NETWORKS[case]
+    return MLP(dimension, widths, activation="softplus:100", potential=case == "potential")
 
 
 def _path(case: str, solver: str, device: torch.device) -> str:
     """Against the same samples on the CPU, whose noise has the same bits."""
-    score = fpfast.Score(network(case == "potential").requires_grad_(False), fpfast.OU(T=1.0), predicts=case)
-    options: Any = {"solver": solver, "steps": 10, "seed": 5}
-    want = fpfast.sample(score, (1000, 2), **options)
-    score.net.to(device)  # type: ignore[union-attr]
-    got, info = fpfast.sample(score, (1000, 2), device=device, return_info=True, **options)
-    if not info.fused:
-        return f"it did not run in the fused engine: {info.not_fused}"
-    error = float((got.cpu() - want).abs().max() / want.abs().max())
-    return "" if error <= PATH else f"relative error {error:.2g}"
+    net = network(case).requires_grad_(False)
+    score = fpfast.Score(net, fpfast.OU(T=1.0), predicts=case.split()[-1])
+    shape = (1000, NETWORKS[case][0])
+    for seed, batch_size in ((5, 300), (list(range(1000)), None)):
+        options: Any = {"solver": solver, "steps": 10, "seed": seed, "batch_size": batch_size}
+        net.cpu()
+        want = fpfast.sample(score, shape, **options)
+        net.to(device)
+        got, info = fpfast.sample(score, shape, device=device, return_info=True, **options)
+        if not info.fused:
+            return f"it did not run in the fused engine: {info.not_fused}"
+        error = float((got.cpu() - want).abs().max() / want.abs().max())
+        if not error <= PATH:
+            return f"relative error {error:.2g}"
+    return ""

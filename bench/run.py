@@ -103,10 +103,14 @@ def origin(options: argparse.Namespace) -> dict[str, Any]:
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], capture_output=True, text=True, check=True, cwd=RESULTS.parent).stdout
 
-    changed = "-modified" if git("status", "--porcelain", "--untracked-files=no").strip() else ""
+    try:
+        changed = "-modified" if git("status", "--porcelain", "--untracked-files=no").strip() else ""
+        commit = git("rev-parse", "HEAD").strip() + changed
+    except (OSError, subprocess.CalledProcessError):  # a copy without its history
+        commit = "unknown"
     return {
         "suite": options.suite,
-        "commit": git("rev-parse", "HEAD").strip() + changed,
+        "commit": commit,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "processor": processor(),
         "threads": options.threads,
@@ -115,7 +119,7 @@ def origin(options: argparse.Namespace) -> dict[str, Any]:
         "weights": "published" if options.reference_data else "embedded",
         "python": platform.python_version(),
         "torch": metadata.version("torch"),
-        "jax": metadata.version("jax"),
+        **({} if options.suite == "gpu" else {"jax": metadata.version("jax")}),
     }
 
 

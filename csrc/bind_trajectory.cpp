@@ -20,12 +20,14 @@ namespace {
 // (address, first row, rows) of a [samples, rows] array.
 using PortSpec = std::tuple<uintptr_t, int64_t, int64_t>;
 
-int set_ports(Port (&ports)[max_ports], const std::vector<PortSpec>& specs, int64_t rows, int64_t samples) {
+int set_ports(Port (&ports)[max_ports], const std::vector<PortSpec>& specs, int64_t rows, int64_t samples,
+              int64_t unit) {
   require(specs.size() <= max_ports, "ports: expected at most 16");
   int count = 0;
   for (const auto& [address, row, width] : specs) {
     require(address != 0 || samples == 0, "ports: a pointer is null");
-    require(row >= 0 && width >= 0 && row <= rows - width, "ports: expected rows within the workspace");
+    require(row >= 0 && row % unit == 0 && width >= 0 && row <= rows - width,
+            "ports: expected rows within the workspace");
     ports[count++] = {reinterpret_cast<void*>(address), row, width};
   }
   return count;
@@ -55,9 +57,10 @@ void check_program(const Trajectory& run, int64_t weight_count, int64_t bias_cou
     fits(i.in, i.op == Op::linear ? i.columns : i.rows);
     const int64_t used = i.op == Op::linear                      ? i.rows * i.columns
                          : i.op == Op::activate                  ? 1
-                         : i.op == Op::scale || i.op == Op::fill ? i.rows
+                         : i.op == Op::scale || i.op == Op::fill ? up(i.rows)
                                                                  : 0;
-    require(i.weights >= 0 && i.weights <= weight_count - used, "program: weights are outside their buffer");
+    require(i.weights >= 0 && i.weights <= weight_count - used && i.weights % unit == 0,
+            "program: weights are outside their buffer");
     require(i.bias == nothing || (i.bias >= 0 && i.bias <= run.bias_width - up(i.rows) && i.bias % unit == 0),
             "program: a bias is outside its row");
   }
@@ -69,9 +72,12 @@ void check_program(const Trajectory& run, int64_t weight_count, int64_t bias_cou
     require(copy || network || (a.operands >= 1 && run.noise.seeds != nullptr),
             "actions: operands or seeds are missing");
     const int64_t in = up(network ? input : run.dimension), out = up(network ? output : run.dimension);
-    require(a.in >= 0 && a.in <= run.rows - in && a.out >= 0 && a.out <= run.rows - out, "actions: a slot is outside");
+    require(a.in >= 0 && a.in <= run.rows - in && a.in % unit == 0 && a.out >= 0 && a.out <= run.rows - out &&
+                a.out % unit == 0,
+            "actions: a slot is outside");
     for (int64_t k = 0; k < a.operands; ++k)
-      require(a.operand[k] >= 0 && a.operand[k] <= run.rows - up(run.dimension), "actions: an operand is outside");
+      require(a.operand[k] >= 0 && a.operand[k] <= run.rows - up(run.dimension) && a.operand[k] % unit == 0,
+              "actions: an operand is outside");
   }
   require(run.first_step >= 0 && run.first_step <= run.last_step && run.last_step <= steps,
           "steps: expected a range of the table's");
@@ -97,8 +103,8 @@ Trajectory make_trajectory(const py::dict& arguments, const std::vector<PortSpec
   run.first_step = number("first_step"), run.last_step = number("last_step"), run.stages = number("stages");
   run.evaluations = static_cast<const int64_t*>(pointer("evaluations"));
   run.coef = pointer("coef");
-  run.input_count = set_ports(run.inputs, inputs, rows, samples);
-  run.output_count = set_ports(run.outputs, outputs, rows, samples);
+  run.input_count = set_ports(run.inputs, inputs, rows, samples, unit);
+  run.output_count = set_ports(run.outputs, outputs, rows, samples, unit);
   run.dimension = dimension, run.rows = rows, run.samples = samples;
   run.noise =
       make_noise(arguments["seeds"].cast<uintptr_t>(), number("seeds_per_sample") != 0, number("first_sample"), 0, 0);
@@ -119,19 +125,19 @@ void cpu_trajectory(const std::string& level, const py::dict& arguments, const s
 #ifdef FPFAST_CUDA
 // The slabs are whole columns of the matrices, in the order of the program, and lie within the weights.
 void check_slabs(const Trajectory& run, const cuda::Slab* slabs, int64_t count, int64_t weight_count) {
-  constexpr int64_t fragment = 128, pairs_together = 8;
+  constexpr int64_t together = cuda::pairs_together;
   int64_t used = 0;
   for (int64_t n = 0; n < run.instructions; ++n) {
     const Instruction& i = run.program[n];
     if (i.op != Op::linear) continue;
     const int64_t all = (i.rows + 15) / 16, columns = (i.columns + 7) / 8;
-    for (int64_t first = 0; first < all; first += pairs_together) {
-      const int64_t pairs = std::min(pairs_together, all - first);
+    for (int64_t first = 0; first < all; first += together) {
+      const int64_t pairs = std::min(together, all - first);
       for (int64_t column = 0; column < columns; ++used) {
         require(used < count, "slabs: too few");
         const cuda::Slab& slab = slabs[used];
         require(slab.fragments > 0 && slab.fragments % pairs == 0 && slab.first >= 0 && slab.first % 4 == 0 &&
-                    slab.first <= weight_count - slab.fragments * fragment,
+                    slab.first <= weight_count - slab.fragments * cuda::fragment_floats,
                 "slabs: expected whole columns within the weights");
         column += slab.fragments / pairs;
         require(column <= columns, "slabs: one reaches beyond its matrix");

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fpfast import _native
+from fpfast.errors import bad
 from fpfast.reference import Key
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -205,6 +206,10 @@ class Cuda(_Pairs):
     ) -> None:
         """Runs steps of a recognised network on all samples of the ports' tensors; see csrc/cuda/trajectory.cu."""
         state = inputs[0][0]
+        for tensor, _ in (*inputs, *outputs):
+            if tensor.dtype != torch.float32 or tensor.device != state.device or not tensor.is_contiguous():
+                got = f"{tensor.dtype} on {tensor.device}, strides {tensor.stride()}"
+                raise bad("states", f"contiguous float32 on {state.device}", got)
         numbers = {
             "steps": len(host["evaluations"]),
             "dimension": dimension,

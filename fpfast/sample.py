@@ -140,7 +140,7 @@ def sample(
         raise bad("first_sample", "0 where every sample has a seed of its own", first_sample)
     table, ends = _table(score, solver, times, steps, noise, final == "noise")
     chosen = _callback_steps(callback_steps, len(ends))
-    net, not_fused = fusible(score, shape, asked, device, dtype)
+    net, not_fused = fusible(score, table, shape, asked, device, dtype)
     run: Loop | FusedLoop
     if net is None:
         run = Loop(score, table, ends, backend, device, dtype, callback, chosen)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,25 +11,24 @@ from tqdm import tqdm
 
 from fpfast import backends, fragments
 from fpfast.assemble import PLAIN, Layout, up
+from fpfast.copies import recognised_copy
 from fpfast.errors import bad
 from fpfast.fused import Fused, Unsupported, recognised
 from fpfast.loop import Callback
 from fpfast.reference import Key
 from fpfast.score import Score
 from fpfast.solvers import Table
-from fpfast.traced import first_line
 
 if TYPE_CHECKING:
     from fpfast.native import Cuda
 
 NOTHING = -1
-MOST_SLOTS = 10  # of a solver's table
 # Floating-point operations in one native call: so long a progress bar, or Ctrl-C, has to wait.
 WORK = {"cpu": 2 * 10**10, "cuda": 10**14}
 
 
 def fusible(
-    score: Score, shape: tuple[int, ...], backend: str, device: torch.device, dtype: torch.dtype
+    score: Score, table: Table, shape: tuple[int, ...], backend: str, device: torch.device, dtype: torch.dtype
 ) -> tuple[Fused | None, str | None]:
     """The network if the fused engine runs it, else why not. ``backend`` is the one that the user asked for."""
     if device.type not in WORK:
@@ -39,6 +37,8 @@ def fusible(
         return None, f"backend is {backend!r}"
     if (missing := backends.BACKENDS["cpu"].missing() or backends.BACKENDS[device.type].missing()) is not None:
         return None, missing
+    if device.type == "cuda" and dtype != torch.float32:
+        return None, f"the state is {dtype}"
     if score.guidance is not None:
         return None, "a network with guidance returns a pair"
     if len(shape) != 2:
@@ -51,7 +51,7 @@ def fusible(
             want = f"a network compiled for dimension {shape[1]}, with {outputs} outputs"
             flat = ", flat" if net.flat else ""
             raise bad("score", want, f"dimension {net.dimension}, {net.outputs} outputs{flat}")
-        return (net, None) if (reason := _too_large(net, score, device)) is None else (None, reason)
+        return (net, None) if (reason := _too_large(net, score, table, device)) is None else (None, reason)
     if not isinstance(net, nn.Module):
         return None, "net is a function, not a torch.nn.Module"
     if dtype != torch.float32:
@@ -60,21 +60,14 @@ def fusible(
     if other := {str(one) for one in held if one != dtype}:
         return None, f"the network's parameters are {', '.join(sorted(other))}"
     try:
-        # Of a network on a GPU a copy is recognised, for the tracing and the checks are done here.
-        fused = recognised(net, shape[1], _what(score)) if device.type == "cpu" else Fused(_on_cpu(net), shape[1])
+        recognise = recognised if device.type == "cpu" else recognised_copy
+        fused = recognise(net, shape[1], _what(score))
         if fused.outputs != outputs or _flat_score(fused, score):
             return None, f"the network has {fused.outputs} outputs" + ", flat" * fused.flat
         fused.value(_what(score))
     except Unsupported as error:
         return None, str(error)
-    return (fused, None) if (reason := _too_large(fused, score, device)) is None else (None, reason)
-
-
-def _on_cpu(net: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(net).cpu()
-    except Exception as error:
-        raise Unsupported(f"net cannot be copied to the CPU: {first_line(error)}") from error
+    return (fused, None) if (reason := _too_large(fused, score, table, device)) is None else (None, reason)
 
 
 def _cuda() -> Cuda:
@@ -83,12 +76,14 @@ def _cuda() -> Cuda:
     return Cuda()
 
 
-def _too_large(net: Fused, score: Score, device: torch.device) -> str | None:
+def _too_large(net: Fused, score: Score, table: Table, device: torch.device) -> str | None:
     """Why a GPU's shared memory does not hold the values of 16 samples; None where it does, and for a processor."""
     if device.type != "cuda":
         return None
-    slots = MOST_SLOTS * up(net.dimension, fragments.LAYOUT.rows)
-    needed = fragments.shared_bytes(net.program(_what(score), slots, fragments.LAYOUT))
+    what, rows = _what(score), Plan(table, net.dimension, fragments.LAYOUT).rows
+    needed = net.remembered(
+        ("bytes", what, rows), lambda: fragments.shared_bytes(net.program(what, rows, fragments.LAYOUT))
+    )
     there = _cuda().shared_memory(device)
     if needed <= there:
         return None

@@ -315,7 +315,7 @@ class Cuda(Backend):
         run, weights = trajectory(
             inputs, outputs, device, steps, dimension, rows, self.key(key, memory), lambda tensor: memory[tensor].ptr
         )
-        of_weights = 4 * weights.count if self.resident else 3 * 512 * weights.most_fragments
+        of_weights = 4 * weights.count * (weights.slab_count > 0) if self.resident else 3 * 512 * weights.most_fragments
         self.launch(
             "trajectory",
             f"trajectory_kernel.*{'Resident' if self.resident else 'Streamed'}",
@@ -348,7 +348,7 @@ def trajectory(
     run.input_count, run.output_count = len(inputs), len(outputs)
     run.dimension, run.rows, run.samples = dimension, rows, len(inputs[0][0])
     slabs = device["slabs"]
-    return run, Weights(len(device["weights"]), address(slabs), len(slabs), int(slabs[:, 1].max()))
+    return run, Weights(len(device["weights"]), address(slabs), len(slabs), max([0, *slabs[:, 1].tolist()]))
 
 
 class Triton(Backend):

@@ -74,7 +74,7 @@ class Simt:
     def __init__(self, library: Path) -> None:
         self.path, self.library = library, ctypes.CDLL(str(library))
         self.first_block = self.blocks = 0  # 0: all
-        self.resident = True  # the weights of a trajectory
+        self.resident, self.warps, self.processors = True, 2, 0  # of a trajectory
 
     def order(self, threads_reversed: bool, blocks_reversed: bool) -> None:
         self.library.simt_order(threads_reversed, blocks_reversed)
@@ -151,11 +151,13 @@ class Simt:
         rows: int,
         key: reference.Key,
     ) -> None:
-        of_key, warps = noise(key), -(-len(inputs[0][0]) // 16)
+        of_key, tiles = noise(key), -(-len(inputs[0][0]) // 16)
+        warps = min(self.warps, tiles)
         run, weights = trajectory(inputs, outputs, device, steps, dimension, rows, of_key, Tensor.data_ptr)
         values = warps * rows * 64  # bytes, so that there is room for so many warps and no more
+        processors = self.processors or -(-tiles // warps)  # with so many no more are wanted
         room = values + (4 * weights.count if self.resident else 3 * 512 * weights.most_fragments)
-        self.library.simt_device(1, room)
+        self.library.simt_device(processors, room)
         written, read = [tensor for tensor, _ in outputs], [*device.values(), key.seed]
         self.call("trajectory", written, read, ctypes.byref(run), ctypes.byref(weights))
 

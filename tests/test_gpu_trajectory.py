@@ -4,7 +4,9 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -21,7 +23,7 @@ from fpfast.reference import Key
 from fpfast.solvers import SOLVERS, Table
 from fpfast.solvers import Plan as SolverPlan
 from fpfast.times import grid
-from fpfast.trajectory import FusedLoop, GpuSchedule, Schedule
+from fpfast.trajectory import FusedLoop, GpuSchedule, Schedule, fusible
 
 pytestmark = pytest.mark.skipif(
     backends.BACKENDS["cpu"].missing() is not None, reason="the native kernels are not built"
@@ -177,6 +179,42 @@ def test_a_sample_that_is_not_finite_stays_alone(kernels):
     got, rest = run(schedule, broken), torch.arange(len(x)) != 20
     assert bool(got[20].isnan().all())
     assert torch.equal(got[rest], run(schedule, x)[rest])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "backend", "reason"),
+    [
+        (torch.float64, "auto", "the state is torch.float64"),
+        (torch.float32, "triton", "backend is 'triton'"),
+        (torch.float32, "cuda", "16 samples need 44544 bytes of shared memory, and cuda:0 has 40000"),
+    ],
+)
+def test_why_a_gpu_would_not_run_it(monkeypatch, dtype, backend, reason):
+    """Of a GPU that is not here, nor its memory."""
+    there = replace(backends.BACKENDS["cuda"], missing=lambda: None)
+    monkeypatch.setitem(backends.BACKENDS, "cuda", there)
+    monkeypatch.setattr("fpfast.trajectory._cuda", lambda: SimpleNamespace(shared_memory=lambda _: 40000))
+    case = CASES["published"]
+    net = fused.compile(case.net, 2)
+    score, table = fpfast.Score(net, fpfast.OU(T=1.0), predicts="potential"), table_of(case)
+    found = fusible(score, table, (4, 2), backend, torch.device("cuda:0"), dtype)
+    assert found == (None, reason)
+
+
+class Bare(nn.Module):
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return torch.tanh(x) * -0.5
+
+
+def test_a_network_without_matrices(kernels):
+    """Of five warps three fit, so that weights, if there were some, would come in slabs."""
+    case = Case(Bare(), 40, samples=80, warps=3)
+    net, table, x = fused.compile(case.net, case.dimension), table_of(case), states(case)
+    kernels = ready(kernels, case)
+    kernels.processors = 1
+    got = run(GpuSchedule(net, "output", table, torch.device("cpu"), kernels), x)
+    kernels.processors = 0
+    torch.testing.assert_close(got, run(Schedule(net, "output", table, torch.float32), x), rtol=1e-6, atol=1e-6)
 
 
 def test_fragments_are_where_a_lane_looks_for_them():

@@ -25,6 +25,7 @@ LAYERS = [
     ["divergence"],
     ["points"],
     ["score"],
+    ["copies"],
     ["fused"],
     ["fragments", "jets"],
     ["recognise"],

@@ -49,21 +49,34 @@ struct Divisor {
   __device__ uint32_t remainder(uint32_t q, uint32_t quotient) const { return q + quotient * minus; }
 };
 
-// Null, or what CUDA says is wrong. By the call behind <<<>>>, which any C++ compiler reads.
+// Of the current device.
+inline cudaError_t attribute(cudaDeviceAttr which, int& value) {
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  return error == cudaSuccess ? cudaDeviceGetAttribute(&value, which, device) : error;
+}
+
+// Null, or what CUDA says is wrong.
+inline const char* text_of(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
+
+// By the call behind <<<>>>, which any C++ compiler reads.
 template <class... Parameters, class... Arguments>
 const char* launch(void (*kernel)(Parameters...), int blocks, int threads, int64_t shared_bytes, void* stream,
                    const Arguments&... arguments) {
   std::tuple<Parameters...> given(arguments...);
-  cudaError_t error = cudaSuccess;
-  if (shared_bytes > 0)
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
-  const auto run = [&](auto&... each) {
-    void* addresses[] = {&each...};
-    return cudaLaunchKernel(kernel, dim3(blocks), dim3(threads), addresses, size_t(shared_bytes),
-                            static_cast<cudaStream_t>(stream));
-  };
-  if (error == cudaSuccess) error = std::apply(run, given);
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  if (shared_bytes > 0) {  // the most there is, as the setting is one for all threads of the host
+    int most = 0;
+    cudaError_t error = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, most);
+    if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+    if (error != cudaSuccess) return text_of(error);
+  }
+  return text_of(std::apply(
+      [&](auto&... each) {
+        void* addresses[] = {&each...};
+        return cudaLaunchKernel(kernel, dim3(blocks), dim3(threads), addresses, size_t(shared_bytes),
+                                static_cast<cudaStream_t>(stream));
+      },
+      given));
 }
 
 __device__ inline Words<Scalar> counter(const Noise& noise, uint64_t number, uint32_t group) {

@@ -16,7 +16,10 @@ const char* product(const Probed& op, float* scratch, void* stream);
 const char* probe_dot(const Probed& op, float* scratch, void* stream);
 const char* probe_times(const Probed& op, void* stream);
 
-// Matrices of a program in the order of their use, cut into slabs: `fragments` times 32 float4, from float `first` on.
+// Matrices of a program in the order of their use, cut into slabs: so many fragments, from float `first` on. Sizes are
+// those of fpfast/fragments.py.
+constexpr int fragment_floats = 128;  // 32 float4
+constexpr int pairs_together = 8;     // of tiles of a matrix's rows, whose sums are in registers
 struct Slab {
   int64_t first, fragments;
 };

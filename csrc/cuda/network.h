@@ -3,19 +3,20 @@
 // A value's rows come in tiles of eight, and a lane keeps its four numbers of a tile in shared memory, where no other
 // lane looks: of lane 4 g + q samples g and g + 8 and rows 2 q and 2 q + 1, as mma leaves its sums. They can be an
 // operand of the next mma as they are, for a sum over rows does not mind their order: rows 2 q and 2 q + 1 take the
-// places q and q + 4, in the weights too. So nothing is moved between lanes, and nothing waits for another warp.
+// places q and q + 4, in the weights too. So nothing is moved between lanes, and warps wait for each other only
+// where weights come in.
 //
 // A product of float32 numbers is three products of tensor cores: with a = high + low, a b is high high' + high low' +
 // low high' but for 2^-22 of it.
 #pragma once
 #include "../kernels.h"
 #include "../math/activation.h"
+#include "launch.h"
 #include "tensor.h"
 
 namespace fpfast::cuda {
 
 constexpr int warp = 32, tile_samples = 16, tile_rows = 8;
-constexpr int pairs_together = 8;  // of tiles of a matrix's rows, whose sums are in registers
 
 struct Lane {
   int number;

@@ -9,7 +9,7 @@ namespace fpfast::cuda {
 namespace {
 
 constexpr int most_warps = 8, enough_warps = 4;  // of a block; with four every scheduler has one
-constexpr int stages = 3;                        // slabs in shared memory at once: one in use, the others on their way
+constexpr int slabs_at_once = 3;                 // in shared memory: one in use, the others on their way
 
 struct SlabView {
   const float4* data;
@@ -19,10 +19,12 @@ struct SlabView {
 // All weights, in shared memory for good.
 class Resident {
  public:
-  static __host__ __device__ int64_t bytes(const Weights& all) { return all.count * int64_t(sizeof(float)); }
+  static __host__ __device__ int64_t bytes(const Weights& all) {
+    return all.slab_count ? all.count * int64_t(sizeof(float)) : 0;  // without matrices there is nothing to read here
+  }
 
   __device__ Resident(const Weights& all, const float* global, float4* memory) : all_(all), memory_(memory) {
-    for (int64_t k = threadIdx.x; k < all.count / 4; k += blockDim.x)
+    for (int64_t k = threadIdx.x; k < bytes(all) / int64_t(sizeof(float4)); k += blockDim.x)
       copy_async(memory + k, reinterpret_cast<const float4*>(global) + k);
     commit_async();
     wait_async<0>();
@@ -45,26 +47,26 @@ class Resident {
 class Streamed {
  public:
   static __host__ __device__ int64_t bytes(const Weights& all) {
-    return stages * all.most_fragments * int64_t(warp * sizeof(float4));
+    return slabs_at_once * all.most_fragments * int64_t(warp * sizeof(float4));
   }
 
   __device__ Streamed(const Weights& all, const float* global, float4* memory)
       : all_(all), global_(reinterpret_cast<const float4*>(global)), memory_(memory) {
-    for (int k = 0; k < stages - 1; ++k) fetch();
+    for (int k = 0; k < slabs_at_once - 1; ++k) fetch();
   }
 
   __device__ SlabView next() {
-    wait_async<stages - 2>();
+    wait_async<slabs_at_once - 2>();
     __syncthreads();  // it is there, and nobody needs the one before it
     fetch();
     const SlabView slab = {place(used_), int(all_.slabs[number_].fragments)};
     number_ = number_ + 1 < all_.slab_count ? number_ + 1 : 0;
-    used_ = (used_ + 1) % stages;
+    used_ = (used_ + 1) % slabs_at_once;
     return slab;
   }
 
  private:
-  __device__ float4* place(int stage) const { return memory_ + stage * all_.most_fragments * warp; }
+  __device__ float4* place(int which) const { return memory_ + which * all_.most_fragments * warp; }
 
   __device__ void fetch() {
     const Slab slab = all_.slabs[coming_];
@@ -72,7 +74,7 @@ class Streamed {
       copy_async(place(fetched_) + k, global_ + slab.first / 4 + k);
     commit_async();
     coming_ = coming_ + 1 < all_.slab_count ? coming_ + 1 : 0;
-    fetched_ = (fetched_ + 1) % stages;
+    fetched_ = (fetched_ + 1) % slabs_at_once;
   }
 
   const Weights& all_;
@@ -178,14 +180,6 @@ int64_t bytes_of_values(const Trajectory& run, int64_t warps) {
   return warps * (run.rows / tile_rows) * int64_t(warp * sizeof(float4));
 }
 
-const char* attribute(cudaDeviceAttr which, int64_t& value) {
-  int device = 0, found = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&found, which, device);
-  value = found;
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
-}
-
 template <class Source>
 const char* run_with(const Trajectory& run, const Weights& all, int64_t tiles, int64_t warps, void* stream) {
   return launch(trajectory_kernel<Source>, int((tiles + warps - 1) / warps), int(warps * warp),
@@ -194,20 +188,27 @@ const char* run_with(const Trajectory& run, const Weights& all, int64_t tiles, i
 
 }  // namespace
 
-const char* shared_memory(int64_t& bytes) { return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, bytes); }
+const char* shared_memory(int64_t& bytes) {
+  int found = 0;
+  const char* const error = text_of(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, found));
+  bytes = found;
+  return error;
+}
 
 // As many warps a block as there is room for, so that they share what comes in, but no more than let every
 // multiprocessor have some. Resident weights are worth having while they leave room for enough of them.
 const char* trajectory(const Trajectory& run, const Weights& all, void* stream) {
   if (run.samples == 0) return nullptr;
-  int64_t room = 0, processors = 0;
+  int64_t room = 0;
+  int processors = 0;
   if (const char* error = shared_memory(room)) return error;
-  if (const char* error = attribute(cudaDevAttrMultiProcessorCount, processors)) return error;
+  if (const char* error = text_of(attribute(cudaDevAttrMultiProcessorCount, processors))) return error;
   const int64_t tiles = (run.samples + tile_samples - 1) / tile_samples;
   const int64_t wanted = std::min<int64_t>(most_warps, (tiles + processors - 1) / processors);
   const auto warps = [&](int64_t weights) { return std::min(wanted, (room - weights) / bytes_of_values(run, 1)); };
   const int64_t resident = warps(Resident::bytes(all)), streamed = warps(Streamed::bytes(all));
-  if (resident >= std::min<int64_t>(wanted, enough_warps)) return run_with<Resident>(run, all, tiles, resident, stream);
+  const int64_t enough = all.slab_count ? std::min<int64_t>(wanted, enough_warps) : 1;
+  if (resident >= enough) return run_with<Resident>(run, all, tiles, resident, stream);
   if (streamed < 1) return "the network is too large for the shared memory of this GPU";
   return run_with<Streamed>(run, all, tiles, streamed, stream);
 }

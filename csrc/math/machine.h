@@ -90,7 +90,7 @@ struct Scalar {
   // For sines of large arguments, r and the number of quarter turns by way of float64.
   FPFAST_FN void reduce_large(F z, F& r, U& quadrant) {
     if (!(fabsf(z) > 0x1p13f)) return;
-    if (!(fabsf(z) < 0x1p62f)) {  // float64 does not count so far
+    if (!(fabsf(z) < 0x1p48f)) {  // from there on float64 does not count turns well enough
       r = z - z;
       return;
     }
