@@ -59,7 +59,7 @@ struct Work {
   Divisor groups;          // in a sample
 };
 
-// What nearly all calls are: see plain_work.
+// What nearly all calls are: see is_plain.
 template <int operands, bool noisy, bool single>
 __global__ void __launch_bounds__(threads_per_block, blocks_together) plain_kernel(Combine op, Work work) {
   float c[operands], cz = 0;
