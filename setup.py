@@ -31,7 +31,7 @@ KERNEL_FLAGS = [
 ]
 CPU_SOURCES = ("kernels", "trajectory", "residual")
 BINDINGS = ("bindings", "bind_pairs", "bind_residual", "bind_trajectory")
-CUDA_SOURCES = ("combine", "pairs", "trajectory")
+CUDA_SOURCES = ("combine", "pairs", "residual", "trajectory")
 CUDA_ARCHITECTURES = ("80", "90", "100", "120")
 CUDA_FLAGS = ["-std=c++17", "-O3", "-fmad=false"]  # bench/cubins.py reads these three lines too
 
@@ -129,7 +129,7 @@ class BuildNative(build_ext):
         usable = [number for number in CUDA_ARCHITECTURES if f"sm_{number}" in known.split()]
         targets = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in usable]
         newest = f"-gencode=arch=compute_{usable[-1]},code=compute_{usable[-1]}"  # PTX for GPUs yet to come
-        flags = [*CUDA_FLAGS, "-cudart=static", "-Xcompiler=-fPIC,-fvisibility=hidden"]
+        flags = [*CUDA_FLAGS, "--threads=0", "-cudart=static", "-Xcompiler=-fPIC,-fvisibility=hidden"]
         outputs = {source: temporary / f"cuda_{source}.o" for source in CUDA_SOURCES}
         for source, output in outputs.items():
             self.spawn(

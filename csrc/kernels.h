@@ -125,7 +125,7 @@ struct JetInstruction {
   int64_t a_adds, b_adds;                     // 1: there is something already, to be added to
   int64_t weights, transposed;                // offsets of packed matrices, of factors, of the activation's parameter
   int64_t bias;                               // offset in the weights, or `nothing`
-  int64_t gradient, bias_gradient;            // offsets in the gradient, or `nothing`
+  int64_t gradient, bias_gradient;            // offsets in the gradient (on a GPU in a block's sums), or `nothing`
   int64_t slopes;                             // of an activation: rows of derivatives
   int64_t kind;                               // Activation
 };

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from fpfast.packing import up
 from fpfast.program import (
     Activate,
     Add,
@@ -97,15 +98,6 @@ class Program:
                 line = [op, out, first, second, src, row + bias, rows, columns, weights, NOTHING, kind]
             code.append(line)
         return torch.tensor(code, dtype=torch.int64).reshape(-1, 11)
-
-
-def blocks(matrix: Tensor, rows: int) -> Tensor:
-    """As the CPU's kernels want it: [block][column][row], the last block with the rows that are left."""
-    return torch.cat([block.mT.reshape(-1) for block in matrix.split(rows)])
-
-
-def up(count: int, granule: int) -> int:
-    return -(-count // granule) * granule
 
 
 class Rows:

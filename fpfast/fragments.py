@@ -1,29 +1,15 @@
-"""Programs and weights as the CUDA kernels want them (csrc/cuda/network.h): in tiles and fragments."""
+"""Programs as the CUDA kernels want them (csrc/cuda/network.h): in tiles, their matrices in slabs."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from fpfast.assemble import OPS, Layout, Program, up
+from fpfast.assemble import OPS, Layout, Program
+from fpfast.packing import FRAGMENT, PAIRS, TILE, up
 
-LAYOUT = Layout(rows=8, matrix_rows=16)
-PAIRS = 8  # of tiles of a matrix's rows that are summed up together
+LAYOUT = Layout(rows=TILE, matrix_rows=2 * TILE)
 SLAB = 16  # fragments that come together; one is 512 bytes
-FRAGMENT = 128  # numbers: one column tile of one pair of row tiles
-
-
-def fragments(matrix: Tensor) -> Tensor:
-    """[PAIRS pairs of row tiles][column tile][pair][lane][4], the numbers a lane multiplies by of both tiles.
-
-    Lane 4 g + q has row g of a tile and columns 2 q and 2 q + 1.
-    """
-    rows, columns = matrix.shape
-    matrix = pad(matrix, (0, -columns % LAYOUT.rows, 0, -rows % LAYOUT.matrix_rows))
-    tiles = matrix.reshape(-1, 2, 8, matrix.shape[1] // 8, 4, 2)  # pair, which of it, g, column tile, q, column
-    lanes = tiles.permute(3, 0, 2, 4, 1, 5)
-    return torch.cat([part.reshape(-1) for part in lanes.split(PAIRS, dim=1)])
 
 
 def slabs(program: Program) -> Tensor:

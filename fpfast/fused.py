@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import weakref
 from collections.abc import Callable, Hashable
@@ -18,16 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from fpfast import backends
-from fpfast.assemble import PLAIN, Layout, Program, assemble, blocks
+from fpfast.assemble import PLAIN, Layout, Program, assemble
 from fpfast.errors import bad, integer
 from fpfast.jets import Jets
+from fpfast.packing import blocks
 from fpfast.program import Value, divergence, gradient
 from fpfast.recognise import check_modules, marks, recognise, unchanged
 from fpfast.reference import Key
 from fpfast.traced import Unsupported, first_line
 
 if TYPE_CHECKING:
-    from fpfast.native import Cpu
+    from fpfast.native import Cpu, Cuda
 
 __all__ = ["Fused", "Unsupported", "compile"]
 
@@ -43,7 +45,7 @@ class Fused:
     Where autograd would be needed (gradients are enabled, and x or a parameter requires them) the module itself is
     called. Changes of parameters, parts, modes and attributes are noticed, whatever way they came in, but not those
     inside of objects that are no tensors or containers. The module is called on three points, to check what was
-    recognised: its output, and the gradient of a potential.
+    recognised: its output, and the gradient of a potential. If it is on a GPU, all that is done with a copy on the CPU.
 
     Attributes:
         net: the module.
@@ -61,7 +63,8 @@ class Fused:
 
     def _recognise(self) -> None:
         self._tensors: list[Tensor] = []  # so that a refusal is repeated by the next refresh
-        self._end, self._source, self.flat, self._looked = recognise(self.net, self.dimension, self.time_column)
+        self._copy = None if _on_cpu(self.net) else _copied(self.net)
+        self._end, self._source, self.flat, self._looked = recognise(self.here, self.dimension, self.time_column)
         self.parameters = list(self.net.parameters())
         self._check_finite()
         self._ends: dict[str, Value] = {"output": self._end}
@@ -74,6 +77,11 @@ class Fused:
 
     def __reduce__(self) -> tuple[type[Fused], tuple[nn.Module, int, str | None]]:
         return Fused, (self.net, self.dimension, self.level)  # a copy reads its own module's parameters
+
+    @property
+    def here(self) -> nn.Module:
+        """The module, or its copy on the CPU."""
+        return self.net if self._copy is None else self._copy
 
     def _read(self) -> list[Tensor]:
         return [*self.net.parameters(), *self.net.buffers()]
@@ -103,6 +111,9 @@ class Fused:
         """Other values of the same parameters: a trace, which did not look at them, would be the same."""
         self._check_finite()
         self._values = [tensor.detach().clone() for tensor in self._tensors]
+        if self._copy is not None:
+            for own, value in zip([*self._copy.parameters(), *self._copy.buffers()], self._values, strict=True):
+                own.detach().copy_(value)
         self._remembered = {key: made for key, made in self._remembered.items() if isinstance(made, Jets)}
         self._answers = {}
 
@@ -139,7 +150,7 @@ class Fused:
 
     def _ask(self, what: str) -> Tensor:
         x, t = self._points()
-        return _autograd(self.net, x, t) if what == "gradient" else self.net(x, t).detach()
+        return _autograd(self.here, x, t) if what == "gradient" else self.here(x, t).detach()
 
     def answers_as_before(self, what: str) -> bool:
         """If the module still says, to the bit, what it said when ``what`` was compared."""
@@ -159,29 +170,41 @@ class Fused:
         """The program behind a name of :meth:`packed`; its rows below ``first_row`` are the caller's."""
         return assemble(self.value(what), self._source, first_row, layout)
 
-    def available(self, x: Tensor) -> bool:
-        """If the engine runs on tensors like x."""
-        return _obstacle(x) is None
+    def kernels(self, x: Tensor) -> Cpu | Cuda | None:
+        """Those that compute residuals of tensors like x; None where there are none."""
+        if _obstacle(x) is None:
+            from fpfast.native import Cpu
+
+            return Cpu(self.level)
+        there = backends.obstacle("cuda", x.device.type, x.dtype) is None and not backends.BACKENDS["cpu"].missing()
+        return backends.kernels("cuda") if there else None  # type: ignore[return-value]
 
     @torch.inference_mode(False)  # what is remembered serves training too
-    def jets(self, dtype: torch.dtype) -> tuple[Jets, Cpu, list[Tensor], Tensor]:
-        """The program for residuals, the kernels, the program's constants, and these as the kernels want them.
+    def jets(
+        self, kernels: Cpu | Cuda, dtype: torch.dtype, device: torch.device
+    ) -> tuple[Jets, list[Tensor], list[Tensor], Tensor]:
+        """The program for residuals, its parameters and constants on the CPU, and these as the kernels want them.
 
-        The constants have a graph to the module's parameters. Refresh first.
+        The constants have a graph to the parameters, which are the module's or their copies. Refresh first.
         """
-        from fpfast.native import Cpu  # which is not there where the kernels are not built
-
-        cpu = Cpu(self.level)
+        parameters: list[Tensor] = list(self.here.parameters())
+        packing = kernels.packing
+        if self._copy is not None:
+            for own, parameter in zip(parameters, self.parameters, strict=True):
+                own.requires_grad_(parameter.requires_grad)
         trained = tuple(tensor.requires_grad for tensor in self._tensors)
 
         def make() -> Jets:
-            jets = Jets(self._end, self._source, cpu.jet_rows)
-            jets.check_leaves(list(self.net.parameters()))
+            jets = Jets(self._end, self._source, packing)
+            jets.check_leaves(parameters)
             return jets
 
-        jets = self.remembered(("jets", trained), make)
-        constants = self.remembered(("constants", trained), jets.settled)
-        return jets, cpu, constants, self.remembered(("jet weights", dtype), lambda: jets.weights(constants, dtype))
+        def weights() -> Tensor:
+            return jets.weights(constants, dtype).to(device)
+
+        jets = self.remembered(("jets", trained, packing), make)
+        constants = self.remembered(("constants", trained, packing), jets.settled)
+        return jets, parameters, constants, self.remembered(("jet weights", packing, dtype, device), weights)
 
     def remembered(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What ``make`` made of the present weights under this key, here or at an earlier call."""
@@ -308,6 +331,20 @@ def recognised(net: nn.Module, dimension: int, what: str) -> Fused:
     key, state = id(net), {name: value for name, value in vars(fused).items() if name != "net"}
     _known[key] = weakref.ref(net, lambda _: _known.pop(key, None)), state
     return fused
+
+
+def _on_cpu(net: nn.Module) -> bool:
+    return isinstance(net, nn.Module) and all(t.device.type == "cpu" for t in (*net.parameters(), *net.buffers()))
+
+
+@torch.inference_mode(False)  # it serves training too
+def _copied(net: nn.Module) -> nn.Module:
+    """On the CPU. Raises Unsupported."""
+    check_modules(net)
+    try:
+        return copy.deepcopy(net).cpu()
+    except Exception as error:
+        raise Unsupported(f"net cannot be copied to the CPU: {first_line(error)}") from error
 
 
 def _alike(tensor: Tensor, known: Tensor, value: Tensor) -> bool:

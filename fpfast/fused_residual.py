@@ -2,7 +2,7 @@
 
 A network that :func:`fpfast.fused.compile` has recognised runs forwards with all the derivatives that a residual asks
 for, and backwards to the gradient of a loss, a few points at a time, in one native call. So memory does not grow with
-the number of points, and no graph is kept. What ``csrc/cpu/residual.cpp`` computes:
+the number of points, and no graph is kept. What ``csrc/cpu/residual.cpp`` and ``csrc/cuda/residual.cu`` compute:
 
 log_density     R of a potential phi along all d units, the gradient and the Laplacian from the same pass forwards
 probes          R with the Laplacian as the mean of D^2 phi[v, v], the gradient from a pass backwards
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,11 +26,14 @@ from fpfast.points import DISTRIBUTIONS, Probes
 from fpfast.score import Score
 from fpfast.sde import SDE
 
+if TYPE_CHECKING:
+    from fpfast.native import Cpu, Cuda
+
 Weighting = Callable[[SDE, Tensor], Tensor]  # lambda(t)
 
 LARGEST = 64  # dimension of exact residuals: the cost is one column of a jet for each
-POINTS = 1 << 17  # of one native call, at most; fewer where they are more than
-WORK = 2e10  # operations: a fraction of a second, after which Python may answer Ctrl-C
+POINTS = {"cpu": 1 << 17, "cuda": 1 << 20}  # of one native call, at most; fewer where they are more than
+WORK = {"cpu": 2e10, "cuda": 1e13}  # operations: a fraction of a second, after which Python may answer Ctrl-C
 BLOCK = 1 << 13  # times whose coefficients are made at once: they stay in cache
 
 
@@ -41,6 +44,10 @@ class Form:
     number: int
     vector: bool  # the residual is one of the score's, shape of x
     probes: bool
+
+    def columns(self, directions: int) -> int:
+        """Of a jet, for a gradient too."""
+        return (directions + 2, directions + 2, 2 * directions + 4, 2 * directions + 3)[self.number]
 
 
 # (form, of a potential, estimator) -> what the kernel has for it
@@ -58,7 +65,7 @@ def serve(score: Score, x: Tensor, form: str, estimator: str, graph: bool = Fals
     """The engine's residual, where there is one for the score and x. ``graph``: x may ask for gradients."""
     net = score.net
     found = FUSED.get((form, score.predicts == "potential", estimator))
-    if found is None or not isinstance(net, Fused) or score.guidance is not None or not net.available(x):
+    if found is None or not isinstance(net, Fused) or score.guidance is not None or (kernels := net.kernels(x)) is None:
         return None
     if x.ndim != 2 or x.shape[1] != net.dimension:
         raise bad("x", f"shape (B, {net.dimension})", tuple(x.shape))
@@ -70,7 +77,7 @@ def serve(score: Score, x: Tensor, form: str, estimator: str, graph: bool = Fals
     if net.outputs != (1 if score.predicts == "potential" else net.dimension):
         return None  # autograd's way says what is wrong with it
     try:
-        return FusedResidual(score, net, found, x.dtype)
+        return FusedResidual(score, net, found, kernels, x)
     except Unsupported:
         return None
 
@@ -78,10 +85,11 @@ def serve(score: Score, x: Tensor, form: str, estimator: str, graph: bool = Fals
 class FusedResidual:
     """Residuals of one form of a compiled network, for its present parameters."""
 
-    def __init__(self, score: Score, net: Fused, form: Form, dtype: torch.dtype) -> None:
-        self.score, self.form, self.dtype = score, form, dtype
-        self.jets, self.cpu, self.constants, self.weights = net.jets(dtype)
+    def __init__(self, score: Score, net: Fused, form: Form, kernels: Cpu | Cuda, like: Tensor) -> None:
+        self.score, self.form, self.kernels, self.dtype, self.device = score, form, kernels, like.dtype, like.device
+        self.jets, here, self.constants, self.weights = net.jets(kernels, self.dtype, self.device)
         self.parameters = [p for p in net.parameters if p.requires_grad]
+        self.here = [p for p in here if p.requires_grad]  # the same on the CPU, of which the constants are made
 
     def values(self, x: Tensor, t: Tensor, probes: Probes | None) -> Tensor:
         """The residual at x (B, d) and times t, a number or (B,), shape of x or (B,).
@@ -89,7 +97,7 @@ class FusedResidual:
         Where gradients are enabled it has a graph to the parameters; its way back runs the network again.
         """
         x, t = x.detach(), t.detach()
-        value = torch.empty(x.shape if self.form.vector else x.shape[:1], dtype=x.dtype)
+        value = x.new_empty(x.shape if self.form.vector else x.shape[:1])
         self.run(x, t, probes, value=value)
         if not torch.is_grad_enabled():
             return value
@@ -164,9 +172,9 @@ class FusedResidual:
         """Fills in the value. Returns the loss and, if wanted, the gradients of the parameters: its, or upstream's."""
         if t.ndim and t.shape != x.shape[:1]:
             raise bad("t", f"a number or shape ({len(x)},)", tuple(t.shape))
-        loss = torch.zeros(1, dtype=torch.float64)
+        loss = x.new_zeros(1, dtype=torch.float64)
         wanted = gradient_of_loss or upstream is not None
-        gradient = torch.zeros(self.jets.gradient_count + 1, dtype=torch.float64) if wanted else None  # never empty
+        gradient = x.new_zeros(self.jets.gradient_count + 1, dtype=torch.float64) if wanted else None  # never empty
         of_features: list[Tensor | None] = [None] * len(self.parameters)
         size = self._points_together(self.jets.dimension if probes is None else probes.count)
         for start in range(0, len(x), size):
@@ -178,32 +186,33 @@ class FusedResidual:
                 "value": None if value is None else value[part],
                 "upstream": None if upstream is None else upstream[part].to(self.dtype).contiguous(),
                 "weight": None if weight is None else weight.to(self.dtype).contiguous(),
-                "loss": loss,
+                "loss": loss if value is None and upstream is None else None,
                 "gradient": gradient,
             }
             of_features = add(of_features, self._part(points, times, outside, 1 / len(x)))
         if gradient is None:
             return loss, []
-        return loss, add(self.jets.backward(gradient, self.constants, self.parameters), of_features)
+        gradients = add(self.jets.backward(gradient, self.constants, self.here), of_features)
+        return loss, [None if g is None else g.to(self.device) for g in gradients]
 
     def _points_together(self, directions: int) -> int:
-        columns = 2 * directions + 4 if self.form.vector else directions + 2
-        return max(256, min(POINTS, int(WORK / (3 * columns * self.jets.weight_count))))
+        work = 3 * self.form.columns(directions) * self.jets.weight_count
+        return max(256, min(POINTS[self.device.type], int(WORK[self.device.type] / work)))
 
     def _part(self, x: Tensor, t: Tensor, outside: dict[str, Tensor | None], scale: float) -> list[Tensor | None]:
         """One native call. Returns the gradients that go to the parameters by way of learned features of time."""
         jets = self.jets
         learned = jets.learned and outside["gradient"] is not None
         with torch.set_grad_enabled(learned):
-            features = jets.feature_values(t)
-        adjoints = [torch.zeros(len(x), jets.feature_count, dtype=self.dtype) for _ in features] if learned else None
-        values, rates = (f.detach().to(self.dtype).contiguous() for f in features)
+            features = jets.feature_values(t.cpu() if jets.terms else t)
+        adjoints = [x.new_zeros(len(x), jets.feature_count) for _ in features] if learned else None
+        values, rates = (f.detach().to(self.device, self.dtype).contiguous() for f in features)
         probes = outside["probes"]
         directions = jets.dimension if probes is None else len(probes)
-        self.cpu.residual(
+        self.kernels.residual(
             tensors={
                 **outside,
-                "program": jets.instructions,
+                **jets.on(self.device),
                 "weights": self.weights,
                 "x": x.contiguous(),
                 "feature_values": values,
@@ -216,6 +225,7 @@ class FusedResidual:
                 **jets.numbers(),
                 "float64": self.dtype == torch.float64,
                 "form": self.form.number,
+                "columns": self.form.columns(directions),
                 "weight_count": len(self.weights),
                 "directions": directions,
                 "share": 1.0 if probes is None else 1.0 / directions,
@@ -225,12 +235,12 @@ class FusedResidual:
         )
         if adjoints is None:
             return [None] * len(self.parameters)
-        return pull_back(list(features), [a.double() for a in adjoints], self.parameters)
+        return pull_back(list(features), [a.cpu().double() for a in adjoints], self.here)
 
     def _coefficients(self, t: Tensor) -> Tensor:
         """(a, g^2 / 2) of each time, and for a score s = p x + q y also p, q, dp/dt, dq/dt; [2, B] or [6, B]."""
         sde, potential = self.score.sde, self.score.predicts == "potential"
-        out = torch.empty(2 if potential else 6, len(t), dtype=self.dtype)
+        out = torch.empty(2 if potential else 6, len(t), dtype=self.dtype, device=self.device)
         for times, places in zip(t.split(BLOCK), out.split(BLOCK, dim=1), strict=True):
             rows = [sde.a(times), sde.g2(times) / 2]
             if not potential:

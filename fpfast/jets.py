@@ -1,6 +1,6 @@
 """A recognised network as residuals want it: jets forwards, adjoints backwards, and gradients of the parameters.
 
-The instructions are those of ``csrc/kernels.h``; what they do to a jet is written in ``csrc/cpu/jets.h``. Here is
+The instructions are those of ``csrc/kernels.h``; what they do to a jet is written in ``csrc/math/jet.h``. Here is
 settled where everything lies. What depends on time alone comes in as features, values and their rates of change,
 computed by torch in float64.
 """
@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.functional import pad
 
 from fpfast.assemble import ACTIVATIONS, NOTHING, Rows
+from fpfast.packing import Packing, up
 from fpfast.program import Activate, Add, Bias, Constant, Input, Linear, Scale, Term, Value, order
 from fpfast.traced import Unsupported, first_line
 
@@ -51,13 +53,15 @@ class Step:
 class Jets:
     """The program of ``end`` as a function of ``source``, with its buffers' sizes and the way back to parameters."""
 
-    def __init__(self, end: Value, source: Input, block_rows: int) -> None:
-        self.dimension, self.outputs, self.block_rows = source.rows, end.rows, block_rows
+    def __init__(self, end: Value, source: Input, packing: Packing) -> None:
+        self.dimension, self.outputs, self.packing = source.rows, end.rows, packing
         self.constants: list[Constant] = []  # in the order of the flat buffer that weights are packed from
         self._index: list[Tensor] = []
         self._flat = 0
         self.weight_count = 0
         self.gradient_count = 0
+        self.sum_count = 0  # numbers that the kernel sums up
+        self._places: list[Tensor] = []  # of the gradient among them
         self._gradients: list[tuple[int, int, tuple[int, ...]]] = []  # number of the constant, size, shape
         self.terms: list[Term] = []  # the features, each once
         self.slopes = 0
@@ -65,27 +69,31 @@ class Jets:
         if not any(isinstance(value, Linear) for value in values):
             raise Unsupported("net: it has no matrix")
         self._find_terms(values)
-        self.feature_count = sum(term.columns for term in self.terms)
+        self.feature_count = sum(self._up(term.columns) for term in self.terms)
         with torch.enable_grad():
             self.learned = self.feature_count > 0 and self._features(torch.zeros(1, dtype=torch.float64)).requires_grad
         self.place: dict[Value | Term, int] = {source: 0}
-        row = source.rows
+        row = self._up(source.rows)
         for term in self.terms:
             self.place[term] = row
-            row += term.columns
+            row += self._up(term.columns)
         for value in values:
             if value is not source:
                 self.place[value] = row
-                row += value.rows
+                row += self._up(value.rows)
         self.jets = row
         self.output = self.place[end]
         steps = [step for value in values if value is not source for step in self._steps(value)]
         self.instructions = self._settle(steps, end, source)
         self._packing = torch.cat(self._index)
+        self._there: dict[torch.device, dict[str, Tensor]] = {}
         try:
             self.feature_values(torch.zeros(1, dtype=torch.float64))
         except (RuntimeError, NotImplementedError) as error:
             raise Unsupported(f"net: its function of time has no forward mode ({first_line(error)})") from error
+
+    def _up(self, rows: int) -> int:
+        return up(rows, self.packing.rows)
 
     def _find_terms(self, values: Sequence[Value]) -> None:
         """Terms with the same function of time are one feature."""
@@ -147,9 +155,9 @@ class Jets:
             size = constant().numel()
         index = self._flat + torch.arange(size)
         trained = self._add(constant, index)
-        self._index.append(index)
-        self.weight_count += size
-        return self.weight_count - size, self._gradient(index) if trained else NOTHING
+        self._index.append(pad(index, (0, self._up(size) - size), value=-1))
+        self.weight_count += self._up(size)
+        return self.weight_count - self._up(size), self._gradient(index) if trained else NOTHING
 
     def _add(self, constant: Constant, index: Tensor) -> bool:
         """Takes the constant in, and says if it has a gradient."""
@@ -159,20 +167,26 @@ class Jets:
             return constant().requires_grad
 
     def _pack(self, index: Tensor) -> int:
-        """Blocks of rows, [block][column][row], the last one with the rows that are left."""
-        self._index.append(torch.cat([block.mT.reshape(-1) for block in index.split(self.block_rows)]))
-        self.weight_count += index.numel()
-        return self.weight_count - index.numel()
+        self._index.append(self.packing.matrix(index))
+        self.weight_count += self._index[-1].numel()
+        return self.weight_count - self._index[-1].numel()
 
     def _gradient(self, index: Tensor) -> int:
         """Room for the gradient of the constant that came last, of the shape of ``index``."""
         self._gradients.append((len(self.constants) - 1, index.numel(), tuple(index.shape)))
         self.gradient_count += index.numel()
-        return self.gradient_count - index.numel()
+        start = self.sum_count
+        if index.ndim == 2:
+            places, room = self.packing.sums(*index.shape), self.packing.matrix(index).numel()
+        else:
+            places, room = torch.arange(index.numel()), self._up(index.numel())
+        self._places.append(start + places.reshape(-1))
+        self.sum_count += room
+        return start
 
     def _settle(self, steps: list[Step], end: Value, source: Input) -> Tensor:
         """Places of the adjoints, met in reverse: the first to come writes, the others add."""
-        rows = Rows(source.rows + self.feature_count)
+        rows = Rows(self._up(source.rows) + self.feature_count, self.packing.rows)
         place: dict[Value | Term, int] = {}
         kept: dict[Value | Term, int] = {source: 0}  # these have rows of their own
         for term in self.terms:
@@ -220,6 +234,7 @@ class Jets:
         if any(id(leaf) not in known for leaf in _leaves([*self.settled(), *features])):
             raise Unsupported("net: a tensor that is not one of its parameters asks for a gradient")
         self._sources = self._find_sources([p for p in parameters if p.requires_grad])
+        self._moved: dict[torch.device, list[Tensor | None]] = {}
 
     def _find_sources(self, parameters: Sequence[Tensor]) -> list[Tensor | None] | None:
         """For each parameter where in the engine's gradient its own lies, of the parameter's shape, or None: nowhere.
@@ -246,7 +261,8 @@ class Jets:
         return [part.reshape(shape) for part, (_, _, shape) in zip(parts, self._gradients, strict=True)]
 
     def weights(self, constants: list[Tensor], dtype: torch.dtype) -> Tensor:
-        flat = torch.cat([constant.detach().reshape(-1) for constant in constants])
+        zero = torch.zeros(1, dtype=torch.float64)  # the last, for what is -1
+        flat = torch.cat([*(constant.detach().reshape(-1) for constant in constants), zero])
         return flat[self._packing].to(dtype)
 
     def feature_values(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -266,8 +282,13 @@ class Jets:
         return values, rates
 
     def _features(self, t: Tensor) -> Tensor:
-        found = [term.compute(t) for term in self.terms]
+        found = [pad(term.compute(t), (0, self._up(term.columns) - term.columns)) for term in self.terms]
         return found[0] if len(found) == 1 else torch.cat(found, dim=1)
+
+    def _sources_on(self, device: torch.device) -> list[Tensor | None]:
+        if device not in self._moved:
+            self._moved[device] = [None if source is None else source.to(device) for source in self._sources or []]
+        return self._moved[device]
 
     def numbers(self) -> dict[str, int]:
         """Sizes and places, by their names in csrc/kernels.h."""
@@ -277,21 +298,32 @@ class Jets:
             "output": self.output,
             "outputs": self.outputs,
             "output_adjoint": self.output_adjoint,
-            "features": self.dimension,  # behind x, among adjoints too
+            "features": self._up(self.dimension),  # behind x, among adjoints too
             "feature_count": self.feature_count,
-            "features_adjoint": self.dimension if self.learned else NOTHING,
+            "features_adjoint": self._up(self.dimension) if self.learned else NOTHING,
             "jets": self.jets,
             "adjoints": self.adjoints,
             "slopes": self.slopes,
             "gradient_count": self.gradient_count,
+            "sum_count": self.sum_count,
         }
+
+    def on(self, device: torch.device) -> dict[str, Tensor]:
+        """What the kernels of a device read beside weights and points; ``program_here`` to check it before."""
+        if device not in self._there:
+            self._there[device] = {
+                "program": self.instructions.to(device),
+                "program_here": self.instructions,
+                "places": torch.cat([*self._places, torch.zeros(1, dtype=torch.int64)]).to(device),  # never empty
+            }
+        return self._there[device]
 
     def backward(self, gradient: Tensor, constants: list[Tensor], parameters: Sequence[Tensor]) -> list[Tensor | None]:
         """The parameters' gradients from the engine's buffer, which ends with a 0."""
         if self._sources is None:
             trained = [constants[number] for number, *_ in self._gradients]
-            return pull_back(trained, self._split(gradient[:-1]), parameters)
-        pairs = zip(parameters, self._sources, strict=True)
+            return pull_back(trained, self._split(gradient[:-1].cpu()), parameters)
+        pairs = zip(parameters, self._sources_on(gradient.device), strict=True)
         return [None if source is None or not p.requires_grad else gradient[source].to(p.dtype) for p, source in pairs]
 
 

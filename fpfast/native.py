@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from fpfast import _native
 from fpfast.errors import bad
+from fpfast.packing import Blocks, Fragments, Scratch
 from fpfast.reference import Key
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -86,8 +88,8 @@ class _Pairs(ABC):
         """Runs the op; ``tensors`` by their names in csrc/kernels.h."""
 
 
-def _addresses(tensors: dict[str, Tensor]) -> dict[str, int]:
-    return {name: tensor.data_ptr() for name, tensor in tensors.items()}
+def _addresses(tensors: Mapping[str, Tensor | None]) -> dict[str, int]:
+    return {name: 0 if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()}
 
 
 class Cpu(_Pairs):
@@ -123,9 +125,9 @@ class Cpu(_Pairs):
         return _native.block_rows(self.level)
 
     @property
-    def jet_rows(self) -> int:
-        """The same for residuals."""
-        return _native.jet_rows(self.level)
+    def packing(self) -> Blocks:
+        """Of residuals."""
+        return Blocks(_native.jet_rows(self.level))
 
     def trajectory(
         self,
@@ -157,8 +159,7 @@ class Cpu(_Pairs):
         numbers: dict[str, int | float],
     ) -> None:
         """A Fokker-Planck residual of a recognised network, and gradients; see csrc/kernels.h."""
-        addresses = {name: 0 if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()}
-        _native.cpu_residual(self.level, {**numbers, **addresses}, torch.get_num_threads())
+        _native.cpu_residual(self.level, {**numbers, **_addresses(tensors)}, torch.get_num_threads())
 
 
 class Cuda(_Pairs):
@@ -220,3 +221,20 @@ class Cuda(_Pairs):
         with torch.cuda.device(state.device):
             stream = torch.cuda.current_stream().cuda_stream
             _native.cuda_trajectory(arguments, _addresses(device), _ports(inputs), _ports(outputs), stream)
+
+    @property
+    def packing(self) -> Fragments:
+        """Of residuals."""
+        return Fragments()
+
+    def residual(self, *, tensors: dict[str, Tensor | None], numbers: dict[str, int | float]) -> None:
+        """A Fokker-Planck residual of a recognised network, and gradients; see csrc/cuda/residual.cu."""
+        x = tensors["x"]
+        assert x is not None
+        scratch = Scratch.of(tensors, numbers, torch.cuda.get_device_properties(x.device).multi_processor_count)
+        blocks, size = scratch.values.shape
+        given = {**numbers, "blocks": blocks, "value_count": size}
+        given["sum_count"] = 0 if scratch.sums is None else scratch.sums.shape[1]
+        with torch.cuda.device(x.device):
+            stream = torch.cuda.current_stream().cuda_stream
+            _native.cuda_residual({**given, **_addresses(tensors), **_addresses(scratch._asdict())}, stream)

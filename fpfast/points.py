@@ -38,11 +38,13 @@ class Probes:
 
     def of_points(self, first: int, count: int) -> Tensor:
         """[probes, count, ...]: all probes of points first, first + 1 ..."""
-        make, seed = DISTRIBUTIONS[self.distribution], noise.seed_tensor(self.seed, len(self.like))
+        make, device = DISTRIBUTIONS[self.distribution], self.like.device
+        seed = noise.seed_tensor(self.seed, len(self.like), device)
         if seed.ndim:
             seed, first = seed[first : first + count], 0
         shape = (count, *self.like.shape[1:])
-        drawn = [make(seed, shape, first_sample=first, stream="probes", draw=number) for number in self.numbers]
+        given: dict[str, Any] = {"first_sample": first, "stream": "probes", "device": device}
+        drawn = [make(seed, shape, draw=number, **given) for number in self.numbers]
         return torch.stack(drawn).to(self.like.dtype)
 
     def key(self, number: int) -> dict[str, Any]:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fpfast import backends, fragments
-from fpfast.assemble import PLAIN, Layout, up
-from fpfast.copies import recognised_copy
+from fpfast import backends, fragments, packing
+from fpfast.assemble import PLAIN, Layout
 from fpfast.errors import bad
 from fpfast.fused import Fused, Unsupported, recognised
 from fpfast.loop import Callback
+from fpfast.packing import up
 from fpfast.reference import Key
 from fpfast.score import Score
 from fpfast.solvers import Table
@@ -60,8 +60,7 @@ def fusible(
     if other := {str(one) for one in held if one != dtype}:
         return None, f"the network's parameters are {', '.join(sorted(other))}"
     try:
-        recognise = recognised if device.type == "cpu" else recognised_copy
-        fused = recognise(net, shape[1], _what(score))
+        fused = recognised(net, shape[1], _what(score))
         if fused.outputs != outputs or _flat_score(fused, score):
             return None, f"the network has {fused.outputs} outputs" + ", flat" * fused.flat
         fused.value(_what(score))
@@ -143,7 +142,7 @@ class GpuSchedule:
             "slabs": fragments.slabs(self.program),
         }
         numbers = {
-            "weights": self.program.weights(fragments.fragments, torch.float32),
+            "weights": self.program.weights(packing.fragments, torch.float32),
             "biases": self.program.biases(table.times[table.evaluate], torch.float32),
             "coef": table.coef.float(),
         }

@@ -9,6 +9,7 @@ import importlib
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from test_triton import BRAIN, HALF, OPS, SINGLE
 from torch import Tensor
 
 from fpfast import reference
+from fpfast.packing import Fragments, Scratch
 
 ROOT = Path(__file__).parents[1]
 FOLDER = Path(os.environ.get("FPFAST_PTXRUN", ROOT.parent / "shared" / "ptxrun"))
@@ -29,6 +31,12 @@ if PRESENT:
     sys.path.append(str(FOLDER))
     import ptxrun
 
+PTX = [
+    pytest.mark.ptx,
+    pytest.mark.skipif(not PRESENT, reason="ptxrun, a PTX emulator, is not here (FPFAST_PTXRUN names its folder)"),
+    pytest.mark.skipif(shutil.which("g++") is None, reason="g++, with which ptxrun compiles, is not on PATH"),
+    pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH"),
+]  # of tests that run CUDA's
 THREADS = 256  # a block, in both languages
 NVCC = ["nvcc", "-ptx", "-arch=compute_80", "-std=c++17", "-O3", "-fmad=false"]
 DTYPES = [SINGLE, BRAIN, HALF]  # in the order of csrc/kernels.h
@@ -183,13 +191,47 @@ class Weights(ctypes.Structure):  # csrc/cuda/launch.h
     ]
 
 
+class Residual(ctypes.Structure):  # csrc/kernels.h
+    _fields_ = [
+        ("float64", ctypes.c_bool),
+        ("form", ctypes.c_int),
+        ("program", ctypes.c_uint64),
+        ("instructions", ctypes.c_int64),
+        ("weights", ctypes.c_uint64),
+        *((name, ctypes.c_int64) for name in ("dimension", "directions")),
+        ("share", ctypes.c_double),
+        *((name, ctypes.c_int64) for name in ("output", "outputs", "output_adjoint")),
+        *((name, ctypes.c_int64) for name in ("features", "feature_count", "features_adjoint")),
+        *((name, ctypes.c_int64) for name in ("jets", "adjoints", "slopes", "samples")),
+        *((name, ctypes.c_uint64) for name in ("x", "feature_values", "feature_rates", "probes", "coef")),
+        *((name, ctypes.c_uint64) for name in ("value", "upstream", "weight")),
+        ("scale", ctypes.c_double),
+        *((name, ctypes.c_uint64) for name in ("loss", "gradient")),
+        ("gradient_count", ctypes.c_int64),
+        *((name, ctypes.c_uint64) for name in ("feature_adjoints", "rate_adjoints")),
+    ]
+
+
+class OfBlocks(ctypes.Structure):  # csrc/cuda/launch.h
+    _fields_ = [
+        *((name, ctypes.c_uint64) for name in ("values", "sums", "losses", "places")),
+        *((name, ctypes.c_int64) for name in ("sum_count", "blocks")),
+    ]
+
+
+WRITTEN = ("value", "loss", "gradient", "feature_adjoints", "rate_adjoints")  # of a residual
+
+
 class Cuda(Backend):
+    packing = Fragments()
+
     def __init__(self, modules: dict[str, Modules]) -> None:
         super().__init__()
         self.modules = modules
         self.most_blocks = 2**14
         self.plain = True  # where the call is
         self.resident, self.warps = True, 2  # of a trajectory
+        self.processors = 2  # of a residual
 
     def launch(
         self,
@@ -325,6 +367,40 @@ class Cuda(Backend):
             threads=32 * self.warps,
             shared_bytes=of_weights + self.warps * rows * 64,
         )
+
+    def residual(self, *, tensors: dict[str, Tensor | None], numbers: dict[str, int | float]) -> None:
+        scratch = Scratch.of(tensors, numbers, self.processors)
+        there = {name: tensor for name, tensor in tensors.items() if tensor is not None and name != "program_here"}
+        own = [tensor for tensor in scratch if tensor is not None]
+        outputs = [there[name] for name in WRITTEN if name in there]
+        inputs = [tensor for name, tensor in there.items() if tensor.numel() and name not in ("value", *WRITTEN[3:])]
+        memory = Memory([*outputs, *own], inputs, whole=False)
+        run, more = residual(tensors, scratch, numbers, lambda tensor: memory[tensor].ptr if tensor.numel() else 0)
+        name = f"residual_kernelIL.*4FormE{run.form}E"
+        self.launch("residual", name, more.blocks, memory, [run, more])
+        if run.gradient or run.loss:
+            count = run.gradient_count * bool(run.gradient) + bool(run.loss)
+            self.launch("residual", "fold_kernel", -(-count // THREADS), memory, [run, more])
+
+
+def residual(
+    tensors: dict[str, Tensor | None],
+    scratch: Scratch,
+    numbers: dict[str, int | float],
+    address: Callable[[Tensor], int],
+) -> tuple[Residual, OfBlocks]:
+    """What native.Cuda.residual gives to the kernels."""
+    run = Residual()
+    for name, _ in run._fields_:
+        given = tensors[name] if name in tensors else numbers.get(name)
+        if given is not None:
+            setattr(run, name, address(given) if isinstance(given, Tensor) else given)
+    own = OfBlocks(places=address(tensors["places"]), blocks=len(scratch.values))
+    for name, tensor in scratch._asdict().items():
+        if tensor is not None:
+            setattr(own, name, address(tensor))
+    own.sum_count = 0 if scratch.sums is None else scratch.sums.shape[1]
+    return run, own
 
 
 def trajectory(

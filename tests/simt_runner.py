@@ -9,13 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from emulated import DTYPES, KINDS, ROOT, Combine, Noise, Probed, sizes, trajectory
+from emulated import DTYPES, KINDS, ROOT, WRITTEN, Combine, Noise, Probed, residual, sizes, trajectory
 from torch import Tensor
 
 from fpfast import reference
+from fpfast.packing import Fragments, Scratch
 
 FOLDER = Path(__file__).parent / "simt"
-KERNELS = [*(ROOT / f"csrc/cuda/{name}.cu" for name in ("combine", "pairs", "trajectory")), FOLDER / "entries.cpp"]
+KERNELS = [
+    *(ROOT / f"csrc/cuda/{name}.cu" for name in ("combine", "pairs", "residual", "trajectory")),
+    FOLDER / "entries.cpp",
+]
 EXAMPLES = [FOLDER / "examples.cu", FOLDER / "faults/faults.cpp"]
 RUNNER = [FOLDER / f"{name}.cpp" for name in ("runner", "fibers", "memory", "tensor")]
 
@@ -70,6 +74,8 @@ def rename(file: Path, functions: list[str]) -> None:
 
 class Simt:
     """The functions of :mod:`fpfast.reference`, by the entry points of csrc/cuda/launch.h."""
+
+    packing = Fragments()
 
     def __init__(self, library: Path) -> None:
         self.path, self.library = library, ctypes.CDLL(str(library))
@@ -160,6 +166,16 @@ class Simt:
         self.library.simt_device(processors, room)
         written, read = [tensor for tensor, _ in outputs], [*device.values(), key.seed]
         self.call("trajectory", written, read, ctypes.byref(run), ctypes.byref(weights))
+
+    def residual(self, *, tensors: dict[str, Tensor | None], numbers: dict[str, int | float]) -> None:
+        scratch = Scratch.of(tensors, numbers, self.processors or 2)
+        there = {name: tensor for name, tensor in tensors.items() if tensor is not None and name != "program_here"}
+        own = [tensor for tensor in scratch if tensor is not None]
+        written = [there.pop(name) for name in WRITTEN if name in there] + own
+        for tensor in own:
+            tensor.fill_(float("nan"))
+        run, more = residual(tensors, scratch, numbers, Tensor.data_ptr)
+        self.call("residual", written, list(there.values()), ctypes.byref(run), ctypes.byref(more))
 
     def probed(
         self,

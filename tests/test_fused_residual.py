@@ -567,4 +567,4 @@ def test_native_calls_check_their_programs(monkeypatch):
             for wrong in (-7, 1 << 50):
                 program = code.clone()
                 program[row, column] = wrong
-                refused(program=program.data_ptr())
+                refused(program_here=program.data_ptr())

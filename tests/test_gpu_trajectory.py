@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from emulated import PRESENT, Cuda, compiled_by_nvcc
+from emulated import PTX, Cuda, compiled_by_nvcc
 from simt_runner import KERNELS, NEEDED, Simt, build, sanitized
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import fpfast
-from fpfast import backends, fragments, fused
+from fpfast import backends, fused, packing
 from fpfast.network import MLP
 from fpfast.reference import Key
 from fpfast.solvers import SOLVERS, Table
@@ -29,12 +29,6 @@ pytestmark = pytest.mark.skipif(
     backends.BACKENDS["cpu"].missing() is not None, reason="the native kernels are not built"
 )
 
-PTX = [
-    pytest.mark.ptx,
-    pytest.mark.skipif(not PRESENT, reason="ptxrun, a PTX emulator, is not here (FPFAST_PTXRUN names its folder)"),
-    pytest.mark.skipif(shutil.which("g++") is None, reason="g++, with which ptxrun compiles, is not on PATH"),
-    pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH"),
-]
 STEPS = 3
 KEY = Key(torch.tensor(7), first_sample=2**33 + 1, stream=0, draw=0)
 
@@ -219,7 +213,7 @@ def test_a_network_without_matrices(kernels):
 
 def test_fragments_are_where_a_lane_looks_for_them():
     matrix = torch.arange(40.0 * 20).reshape(40, 20)
-    packed = fragments.fragments(matrix).reshape(3, 3, 32, 2, 2)  # column tile, pair, lane, tile of the pair, column
+    packed = packing.fragments(matrix).reshape(3, 3, 32, 2, 2)  # column tile, pair, lane, tile of the pair, column
     whole = nn.functional.pad(matrix, (0, 4, 0, 8))
     for column, pair, lane, tile in ((0, 0, 0, 0), (2, 2, 31, 1), (1, 0, 13, 1)):
         row, first = 16 * pair + 8 * tile + lane // 4, 8 * column + 2 * (lane % 4)

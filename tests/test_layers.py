@@ -25,7 +25,6 @@ LAYERS = [
     ["divergence"],
     ["points"],
     ["score"],
-    ["copies"],
     ["fused"],
     ["fragments", "jets"],
     ["recognise"],
@@ -41,6 +40,7 @@ LAYERS = [
     ["ops"],
     ["backends"],
     ["native"],
+    ["packing"],
     ["reference"],
     ["errors"],
 ]

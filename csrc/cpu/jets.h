@@ -1,26 +1,12 @@
 // Jets (csrc/kernels.h) through a network and back: one vector of points, a point in each lane.
-//
-// For h = h(z), first order: h_i = h' z_i; the rate M h = h' M z - c h'' sum_i z_i^2, c the curvature; along e:
-// h_e = h' z_e, h_ie = h' z_ie + h'' z_i z_e, (M h)_e = h' (M z)_e + h'' z_e M z - c (2 h'' sum_i z_i z_ie + h''' z_e
-// sum_i z_i^2). The way back is the transpose of the derivative of all that by z and its columns.
 #pragma once
 #include <algorithm>
 
+#include "../math/jet.h"
 #include "network.h"
 
 namespace fpfast {
 namespace FPFAST_LEVEL {
-
-// Which columns there are.
-struct Columns {
-  int64_t directions, count;
-
-  int64_t rate() const { return 1 + directions; }
-  int64_t first_order() const { return 2 + directions; }  // so many columns without e
-  int64_t along_e() const { return 2 + directions; }
-  int64_t mixed() const { return 3 + directions; }
-  int64_t rate_along_e() const { return 3 + 2 * directions; }
-};
 
 constexpr int slope_orders = 4;
 
@@ -73,25 +59,22 @@ void copy_columns(int64_t rows, T* out, const T* in, const T* factor, int64_t wi
 
 // ------------------------------------------------------------------------------------------------ activations, forward
 
-// One row of the columns along directions, and of the rate.
-template <class T>
-FPFAST_FN void first_order_row(const T* z, T* h, Vector<T> h1, Vector<T> h2, Vector<T> curvature, const Columns& c) {
-  constexpr int L = lanes_of<T>;
-  Vector<T> square{};
-  for (int64_t i = 1; i <= c.directions; ++i) {
-    const Vector<T> zi = load(z + i * L);
-    square = fma(zi, zi, square);
-    store(h + i * L, h1 * zi);
-  }
-  const int64_t rate = c.rate() * L;
-  store(h + rate, fma(h1, load(z + rate), -(curvature * h2 * square)));
-}
+// A row of a jet or of its adjoint, for math/jet.h.
+template <class T, bool adds = false>
+struct Row {
+  using V = Vector<T>;
+  T* at;
+
+  FPFAST_MEMBER V get(int64_t column) const { return load(at + column * lanes_of<T>); }
+  FPFAST_MEMBER void put(int64_t column, V v) const { store(at + column * lanes_of<T>, adds ? get(column) + v : v); }
+  FPFAST_FN V fma(V a, V b, V c) { return FPFAST_LEVEL::fma(a, b, c); }
+};
 
 template <class T>
-void first_order(int64_t rows, const T* z, T* h, const T* slopes, const Workspace<T>& at) {
+void first_order(int64_t rows, T* z, T* h, const T* slopes, const Workspace<T>& at) {
   constexpr int L = lanes_of<T>;
   for (int64_t r = 0; r < rows; ++r, z += at.width(), h += at.width(), slopes += slope_orders * L)
-    first_order_row<T>(z, h, load(slopes), load(slopes + L), load(at.curvature), at.columns);
+    first_order_row(Row<T>{z}, Row<T>{h}, load(slopes), load(slopes + L), load(at.curvature), at.columns);
 }
 
 // What the argument is multiplied by, and what the value then is too large by; see math/activation.h.
@@ -113,8 +96,8 @@ inline double scale_out(Activation kind, double parameter) {
 enum class Ahead { value, first_order, first_order_of_dual };
 
 template <Activation kind, int N, Ahead ahead>
-FPFAST_FN void slopes_of_some(const float* z, float* h, float* slopes, const Workspace<float>& at, float parameter,
-                              float in, float out) {
+FPFAST_FN void slopes_of_some(float* z, float* h, float* slopes, const Workspace<float>& at, float parameter, float in,
+                              float out) {
   const int64_t width = at.width();
   Pack<float, N> u;
   FPFAST_UNROLL
@@ -129,14 +112,13 @@ FPFAST_FN void slopes_of_some(const float* z, float* h, float* slopes, const Wor
     store(to + 2 * lanes, jet.third.v[n]);
     if constexpr (ahead == Ahead::first_order_of_dual) store(to + 3 * lanes, jet.fourth.v[n]);
     if constexpr (ahead != Ahead::value)
-      first_order_row<float>(z + n * width, h + n * width, jet.first.v[n], jet.second.v[n], load(at.curvature),
-                             at.columns);
+      first_order_row(Row<float>{z + n * width}, Row<float>{h + n * width}, jet.first.v[n], jet.second.v[n],
+                      load(at.curvature), at.columns);
   }
 }
 
 template <Activation kind, Ahead ahead>
-void slopes_of_rows(int64_t rows, const float* z, float* h, float* slopes, const Workspace<float>& at,
-                    float parameter) {
+void slopes_of_rows(int64_t rows, float* z, float* h, float* slopes, const Workspace<float>& at, float parameter) {
   const float in = float(scale_in(kind, parameter)), out = float(scale_out(kind, parameter));
   constexpr int together = 2;
   const int64_t width = at.width();
@@ -151,7 +133,7 @@ void slopes_of_rows(int64_t rows, const float* z, float* h, float* slopes, const
 
 // The value of h and its derivatives by z, and what columns `ahead` names.
 template <Ahead ahead>
-void slopes_of(Activation kind, int64_t rows, const float* z, float* h, float* slopes, const Workspace<float>& at,
+void slopes_of(Activation kind, int64_t rows, float* z, float* h, float* slopes, const Workspace<float>& at,
                float parameter) {
   const auto run = kind == Activation::tanh       ? slopes_of_rows<Activation::tanh, ahead>
                    : kind == Activation::softplus ? slopes_of_rows<Activation::softplus, ahead>
@@ -163,7 +145,7 @@ void slopes_of(Activation kind, int64_t rows, const float* z, float* h, float* s
 }
 
 template <Ahead ahead>
-void slopes_of(Activation kind, int64_t rows, const double* z, double* h, double* slopes, const Workspace<double>& at,
+void slopes_of(Activation kind, int64_t rows, double* z, double* h, double* slopes, const Workspace<double>& at,
                double parameter) {
   constexpr int L = lanes_of<double>;
   const double in = scale_in(kind, parameter), out = scale_out(kind, parameter);
@@ -178,108 +160,28 @@ void slopes_of(Activation kind, int64_t rows, const double* z, double* h, double
 }
 
 template <class T, bool rates>
-void along_e(int64_t rows, const T* z, T* h, const T* slopes, const Workspace<T>& at) {
+void along_e(int64_t rows, T* z, T* h, const T* slopes, const Workspace<T>& at) {
   constexpr int L = lanes_of<T>;
-  const Columns& c = at.columns;
-  const int64_t n = c.directions, width = at.width(), e = c.along_e() * L, mixed = (c.mixed() - 1) * L;
-  const Vector<T> curvature = load(at.curvature);
-  for (int64_t r = 0; r < rows; ++r, z += width, h += width, slopes += slope_orders * L) {
-    const Vector<T> h1 = load(slopes), h2 = load(slopes + L), ze = load(z + e), h2_ze = h2 * ze;
-    store(h + e, h1 * ze);
-    Vector<T> square{}, product{};
-    for (int64_t i = 1; i <= n; ++i) {
-      const Vector<T> zi = load(z + i * L), zie = load(z + mixed + i * L);
-      if constexpr (rates) square = fma(zi, zi, square), product = fma(zi, zie, product);
-      store(h + mixed + i * L, fma(h1, zie, h2_ze * zi));
-    }
-    if constexpr (rates) {
-      const Vector<T> h3 = load(slopes + 2 * L);
-      const Vector<T> bend = fma(h2 + h2, product, h3 * ze * square);
-      const Vector<T> flow = fma(h1, load(z + c.rate_along_e() * L), h2_ze * load(z + c.rate() * L));
-      store(h + c.rate_along_e() * L, flow - curvature * bend);
-    }
+  for (int64_t r = 0; r < rows; ++r, z += at.width(), h += at.width(), slopes += slope_orders * L)
+    along_e_row<rates>(Row<T>{z}, Row<T>{h}, load(slopes), load(slopes + L), load(slopes + 2 * L), load(at.curvature),
+                       at.columns);
+}
+
+// The adjoint of z from that of h, which may be the same place.
+template <class T, Reach reach, bool adds>
+void back_rows(int64_t rows, T* z, T* adjoint, T* out, const T* slopes, const Workspace<T>& at) {
+  constexpr int L = lanes_of<T>;
+  const int64_t width = at.width();
+  for (int64_t r = 0; r < rows; ++r, z += width, adjoint += width, out += width, slopes += slope_orders * L) {
+    const SlopesOfRow<Vector<T>> h = {load(slopes), load(slopes + L), load(slopes + 2 * L), load(slopes + 3 * L)};
+    back_row<reach>(Row<T>{z}, Row<T>{adjoint}, Row<T, adds>{out}, h, load(at.curvature), at.columns);
   }
 }
 
-// ------------------------------------------------------------------------------------------------ activations, back
-
-// The adjoint of z from that of h, which may be the same place. `last` columns take part.
-enum class Reach { value, directions, first_order, along_e, rate_along_e };
-
 template <class T, Reach reach>
-void back(int64_t rows, const T* z, const T* adjoint, T* out, bool adds, const T* slopes, const Workspace<T>& at) {
-  constexpr int L = lanes_of<T>;
-  constexpr bool rates = reach >= Reach::first_order, dual = reach >= Reach::along_e,
-                 dual_rates = reach == Reach::rate_along_e;
-  const Columns& c = at.columns;
-  const int64_t n = reach == Reach::value ? 0 : c.directions, width = at.width();
-  const int64_t rate = c.rate() * L, e = c.along_e() * L, mixed = (c.mixed() - 1) * L, rate_e = c.rate_along_e() * L;
-  const Vector<T> curvature = load(at.curvature);
-  const auto put = [&](T* to, Vector<T> v) __attribute__((always_inline)) { store(to, adds ? load(to) + v : v); };
-  for (int64_t r = 0; r < rows; ++r, z += width, adjoint += width, out += width, slopes += slope_orders * L) {
-    const Vector<T> h1 = load(slopes), h2 = load(slopes + L), u = load(adjoint);
-    Vector<T> of_h1{}, of_h2{}, of_h3{}, square{}, product{}, mixed_sum{};
-    Vector<T> ue{}, ze{}, ur{}, zr{}, ure{};
-    if constexpr (dual) ue = load(adjoint + e), ze = load(z + e);
-    for (int64_t i = 1; i <= n; ++i) {
-      const Vector<T> zi = load(z + i * L);
-      of_h1 = fma(load(adjoint + i * L), zi, of_h1);
-      if constexpr (rates) square = fma(zi, zi, square);
-      if constexpr (dual) {
-        const Vector<T> uie = load(adjoint + mixed + i * L), zie = load(z + mixed + i * L);
-        of_h1 = fma(uie, zie, of_h1);
-        mixed_sum = fma(uie, zi, mixed_sum);
-        if constexpr (dual_rates) product = fma(zi, zie, product);
-      }
-    }
-    Vector<T> bend{}, bend_e{}, h3{};
-    if constexpr (rates) {
-      ur = load(adjoint + rate), zr = load(z + rate), h3 = load(slopes + 2 * L);
-      of_h1 = fma(ur, zr, of_h1);
-      bend = curvature * ur;
-      of_h2 = -bend * square;
-    }
-    if constexpr (dual) {
-      of_h1 = fma(ue, ze, of_h1);
-      of_h2 = fma(ze, mixed_sum, of_h2);
-    }
-    if constexpr (dual_rates) {
-      ure = load(adjoint + rate_e);
-      bend_e = curvature * ure;
-      of_h1 = fma(ure, load(z + rate_e), of_h1);
-      of_h2 = of_h2 + ure * ze * zr - (bend_e + bend_e) * product;
-      of_h3 = -bend_e * ze * square;
-    }
-    Vector<T> of_z = fma(u, h1, of_h1 * h2);
-    if constexpr (rates) of_z = fma(of_h2, h3, of_z);
-    if constexpr (dual_rates) of_z = fma(of_h3, load(slopes + 3 * L), of_z);
-    put(out, of_z);
-    const Vector<T> bend_h2 = (bend + bend) * h2;
-    for (int64_t i = 1; i <= n; ++i) {
-      const Vector<T> zi = load(z + i * L);
-      Vector<T> of_zi = load(adjoint + i * L) * h1;
-      if constexpr (rates) of_zi = of_zi - bend_h2 * zi;
-      if constexpr (dual) {
-        const Vector<T> uie = load(adjoint + mixed + i * L);
-        of_zi = fma(uie * h2, ze, of_zi);
-        Vector<T> of_zie = uie * h1;
-        if constexpr (dual_rates) {
-          const Vector<T> twice = bend_e + bend_e;
-          of_zi = of_zi - twice * fma(h2, load(z + mixed + i * L), h3 * ze * zi);
-          of_zie = of_zie - twice * h2 * zi;
-        }
-        put(out + mixed + i * L, of_zie);
-      }
-      put(out + i * L, of_zi);
-    }
-    if constexpr (rates) put(out + rate, dual_rates ? fma(ure * h2, ze, ur * h1) : ur * h1);
-    if constexpr (dual) {
-      Vector<T> of_ze = fma(ue, h1, h2 * mixed_sum);
-      if constexpr (dual_rates) of_ze = of_ze + ure * h2 * zr - bend_e * h3 * square;
-      put(out + e, of_ze);
-    }
-    if constexpr (dual_rates) put(out + rate_e, ure * h1);
-  }
+void back(int64_t rows, T* z, T* adjoint, T* out, bool adds, const T* slopes, const Workspace<T>& at) {
+  const auto run = adds ? back_rows<T, reach, true> : back_rows<T, reach, false>;
+  run(rows, z, adjoint, out, slopes, at);
 }
 
 }  // namespace FPFAST_LEVEL

@@ -263,7 +263,7 @@ class PointTile {
           break;
         case JetOp::activate: {
           T* const slopes = space_.slopes + i.slopes * slope_orders * L;
-          using Slopes = void (*)(Activation, int64_t, const T*, T*, T*, const Workspace<T>&, T);
+          using Slopes = void (*)(Activation, int64_t, T*, T*, T*, const Workspace<T>&, T);
           Slopes slopes_of_a = slopes_of<Ahead::first_order>;
           if (last == 1) slopes_of_a = slopes_of<Ahead::value>;
           if (run_.form == Form::potential) slopes_of_a = slopes_of<Ahead::first_order_of_dual>;
@@ -295,7 +295,7 @@ class PointTile {
     const T* weights = static_cast<const T*>(run_.weights);
     for (int64_t k = run_.instructions - 1; k >= 0; --k) {
       const JetInstruction& i = run_.program[k];
-      const T *const out = space_.adjoint(i.out_adjoint), *const in = space_.jet(i.a);
+      T *const out = space_.adjoint(i.out_adjoint), *const in = space_.jet(i.a);
       const bool to_x = i.a_adjoint >= 0 && i.a_adjoint < run_.dimension;
       const bool of_time = i.op == JetOp::feature;
       T* const a = i.a_adjoint == nothing || (parameters ? to_x : of_time) ? nullptr : space_.adjoint(i.a_adjoint);

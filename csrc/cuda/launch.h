@@ -2,6 +2,8 @@
 #pragma once
 #include "../kernels.h"
 
+struct float4;
+
 namespace fpfast::cuda {
 
 const char* combine(const Combine& op, void* stream);
@@ -33,5 +35,18 @@ struct Weights {
 // Of a block of threads, on the current device.
 const char* shared_memory(int64_t& bytes);
 const char* trajectory(const Trajectory& run, const Weights& all, void* stream);
+
+// What a residual's blocks have of their own. Offsets of gradients in the program are places in a block's sums.
+struct Scratch {
+  float4* values;         // residual_bytes(run) for each block
+  float* sums;            // [blocks, sum_count]; null without a gradient
+  double* losses;         // [blocks]; null without a loss
+  const int64_t* places;  // [gradient_count]: where a number of the gradient is among a block's sums
+  int64_t sum_count, blocks;
+};
+
+constexpr int64_t block_points = 128;
+int64_t residual_bytes(const Residual& run);
+const char* residual(const Residual& run, const Scratch& scratch, void* stream);
 
 }  // namespace fpfast::cuda

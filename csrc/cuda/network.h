@@ -1,67 +1,19 @@
-// Runs a network's program (csrc/kernels.h) on one warp's tile of 16 samples.
-//
-// A value's rows come in tiles of eight, and a lane keeps its four numbers of a tile in shared memory, where no other
-// lane looks: of lane 4 g + q samples g and g + 8 and rows 2 q and 2 q + 1, as mma leaves its sums. They can be an
-// operand of the next mma as they are, for a sum over rows does not mind their order: rows 2 q and 2 q + 1 take the
-// places q and q + 4, in the weights too. So nothing is moved between lanes, and warps wait for each other only
-// where weights come in.
-//
-// A product of float32 numbers is three products of tensor cores: with a = high + low, a b is high high' + high low' +
-// low high' but for 2^-22 of it.
+// Runs a network's program (csrc/kernels.h) on one warp's tile of 16 samples (tile.h), whose values lie in shared
+// memory, a lane's where no other lane looks. So warps wait for each other only where weights come in.
 #pragma once
 #include "../kernels.h"
 #include "../math/activation.h"
 #include "launch.h"
-#include "tensor.h"
+#include "tile.h"
 
 namespace fpfast::cuda {
 
-constexpr int warp = 32, tile_samples = 16, tile_rows = 8;
-
-struct Lane {
-  int number;
-
-  __device__ int sample(int which) const { return number / 4 + 8 * which; }  // of the tile, which = 0, 1
-  __device__ int row() const { return number % 4 * 2; }                      // the first of a tile's two
-};
-
-// The four numbers of tile `row / 8`; x, y are rows 2 q, 2 q + 1 of sample g, and z, w those of sample g + 8.
+// The four numbers of tile `row / 8`.
 struct Values {
   float4* memory;  // of this lane
 
   __device__ float4& operator()(int64_t row) const { return memory[row / tile_rows * warp]; }
 };
-
-__device__ inline float4 both(float2 v) { return make_float4(v.x, v.y, v.x, v.y); }
-__device__ inline float4 operator+(float4 a, float4 b) {
-  return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
-}
-__device__ inline float4 operator*(float4 a, float4 b) {
-  return make_float4(a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w);
-}
-
-// A number's upper 11 bits, rounded, and what is left.
-__device__ inline void split(float value, uint32_t& high, uint32_t& low) {
-  high = (__float_as_uint(value) + 0x1000u) & 0xFFFFE000u;
-  low = __float_as_uint(value - __uint_as_float(high));
-}
-
-struct Split {
-  uint32_t high[4], low[4];
-
-  // In the order of A's fragment: sample g, sample g + 8, and the same of the other row.
-  __device__ explicit Split(float4 v) {
-    split(v.x, high[0], low[0]), split(v.z, high[1], low[1]), split(v.y, high[2], low[2]), split(v.w, high[3], low[3]);
-  }
-};
-
-__device__ inline void add_product(float (&sums)[4], const Split& a, float b0, float b1) {
-  uint32_t high[2], low[2];
-  split(b0, high[0], low[0]), split(b1, high[1], low[1]);
-  mma_tf32(sums, a.low, high);
-  mma_tf32(sums, a.high, low);
-  mma_tf32(sums, a.high, high);
-}
 
 // out = (W in + bias + other) * factor. A matrix comes as slabs of [column tile][pair of row tiles][lane][4], each of
 // whole columns of at most pairs_together pairs: the numbers of B's fragment for the one tile and the other.
@@ -69,7 +21,7 @@ template <class Weights>
 __device__ void linear(const Instruction& i, const Values& at, const float4* in, const float* bias, int64_t input,
                        int64_t output, Lane lane, Weights& weights) {
   const auto place = [&](int64_t row) { return row == input_rows ? input : row == output_rows ? output : row; };
-  const int columns = int((i.columns + tile_rows - 1) / tile_rows), tiles = int((i.rows + tile_rows - 1) / tile_rows);
+  const int columns = tiles_of(i.columns), tiles = tiles_of(i.rows);
   for (int first = 0; 2 * first < tiles; first += pairs_together) {
     const int pairs = min(pairs_together, (tiles + 1) / 2 - first);
     float sums[2 * pairs_together][4] = {};
@@ -77,13 +29,13 @@ __device__ void linear(const Instruction& i, const Values& at, const float4* in,
       const auto slab = weights.next();
       const float4* w = slab.data + lane.number;
       for (const int end = column + slab.fragments / pairs; column < end; ++column, w += pairs * warp) {
-        const Split a(in[column * warp]);
+        const Split<4> a = split_left(in[column * warp]);
         FPFAST_UNROLL
         for (int p = 0; p < pairs_together; ++p) {
           if (p >= pairs) break;
           const float4 b = w[p * warp];
-          add_product(sums[2 * p], a, b.x, b.y);
-          add_product(sums[2 * p + 1], a, b.z, b.w);
+          add_product(sums[2 * p], a, split_right(b.x, b.y));
+          add_product(sums[2 * p + 1], a, split_right(b.z, b.w));
         }
       }
     }
@@ -91,8 +43,8 @@ __device__ void linear(const Instruction& i, const Values& at, const float4* in,
     for (int t = 0; t < 2 * pairs_together; ++t) {
       const int row = (2 * first + t) * tile_rows;
       if (row >= i.rows) break;
-      float4 v = make_float4(sums[t][0], sums[t][1], sums[t][2], sums[t][3]);
-      if (bias) v = v + both(*reinterpret_cast<const float2*>(bias + row + lane.row()));
+      float4 v = of_sums(sums[t]);
+      if (bias) v = v + of_rows(*reinterpret_cast<const float2*>(bias + row + lane.row()));
       if (i.other != nothing) v = v + at(place(i.other) + row);
       if (i.first != nothing) v = v * at(place(i.first) + row);
       at(place(i.out) + row) = v;
@@ -143,7 +95,7 @@ __device__ void evaluate(const Trajectory& run, const Values& at, const float* b
     float4* const out = tile(i.out);
     const float4 *const in = tile(i.in), *const other = tile(i.other);
     const float* const bias = i.bias == nothing ? nullptr : bias_row + i.bias;
-    const int tiles = int((i.rows + tile_rows - 1) / tile_rows);
+    const int tiles = tiles_of(i.rows);
     if (i.op == Op::linear) {
       linear(i, at, in, bias, input, output, lane, weights);
     } else if (i.op == Op::activate) {
@@ -156,11 +108,11 @@ __device__ void evaluate(const Trajectory& run, const Values& at, const float* b
     } else {
       for (int t = 0; t < tiles; ++t) {
         float4 v = i.op == Op::fill || i.op == Op::scale
-                       ? both(*reinterpret_cast<const float2*>(vectors + i.weights + t * tile_rows))
+                       ? of_rows(*reinterpret_cast<const float2*>(vectors + i.weights + t * tile_rows))
                        : make_float4(1, 1, 1, 1);
         if (i.op == Op::multiply) v = other[t * warp];
         if (i.op != Op::fill) v = v * in[t * warp];
-        if (bias) v = v + both(*reinterpret_cast<const float2*>(bias + t * tile_rows + lane.row()));
+        if (bias) v = v + of_rows(*reinterpret_cast<const float2*>(bias + t * tile_rows + lane.row()));
         if (other && i.op != Op::multiply) v = v + other[t * warp];
         out[t * warp] = v;
       }

@@ -91,7 +91,7 @@ struct State {
   Lane lane;
   int64_t first;  // sample of the tile
 
-  __device__ int tiles() const { return int((run.dimension + tile_rows - 1) / tile_rows); }
+  __device__ int tiles() const { return tiles_of(run.dimension); }
 
   __device__ float element(const Port& port, int which, int64_t row) const {
     const int64_t sample = min(first + lane.sample(which), run.samples - 1);
@@ -100,14 +100,14 @@ struct State {
 
   __device__ void copy_in(const Port& port) const {
     for (int64_t row = lane.row(); row < (port.rows + 7) / 8 * 8; row += tile_rows)
-      at(port.row + row) = make_float4(element(port, 0, row), element(port, 0, row + 1), element(port, 1, row),
+      at(port.row + row) = make_float4(element(port, 0, row), element(port, 1, row), element(port, 0, row + 1),
                                        element(port, 1, row + 1));
   }
 
   __device__ void copy_out(const Port& port) const {
     for (int64_t row = lane.row(); row < port.rows; row += tile_rows) {
       const float4 v = at(port.row + row);
-      const float of[2][2] = {{v.x, v.y}, {v.z, v.w}};
+      const float of[2][2] = {{v.x, v.z}, {v.y, v.w}};
       for (int which = 0; which < 2; ++which) {
         const int64_t sample = first + lane.sample(which);
         if (sample >= run.samples) continue;
@@ -132,15 +132,15 @@ struct State {
     Noise noise = run.noise;
     noise.stream = uint32_t(a.stream), noise.draw = draw;
     for (int64_t row = lane.row(), t = 0; t < tiles(); ++t, row += tile_rows) {
-      float4 sum = both({c[0], c[0]}) * at(a.operand[0] + row);
+      float4 sum = of_all(c[0]) * at(a.operand[0] + row);
       for (int n = 1; n < a.operands; ++n)
-        if (c[n] != 0) sum = sum + both({c[n], c[n]}) * at(a.operand[n] + row);
+        if (c[n] != 0) sum = sum + of_all(c[n]) * at(a.operand[n] + row);
       if (c[4] != 0 && row < run.dimension) {
         const auto z = normals(noise, 0, row), other = normals(noise, 1, row);
-        sum = sum + both({c[4], c[4]}) * make_float4(z.a, z.b, other.a, other.b);
+        sum = sum + of_all(c[4]) * make_float4(z.a, other.a, z.b, other.b);
       }
-      if (row + 1 >= run.dimension) sum.y = sum.w = 0;  // a sum of rows that do not exist is to stay finite
-      if (row >= run.dimension) sum.x = sum.z = 0;
+      if (row + 1 >= run.dimension) sum.z = sum.w = 0;  // a sum of rows that do not exist is to stay finite
+      if (row >= run.dimension) sum.x = sum.y = 0;
       at(a.out + row) = sum;
     }
   }

@@ -14,9 +14,11 @@
 
 #if defined(__CUDACC__)
 #define FPFAST_FN static __host__ __device__ __forceinline__
+#define FPFAST_MEMBER __host__ __device__ __forceinline__
 #define FPFAST_UNROLL _Pragma("unroll")
 #else
 #define FPFAST_FN static inline __attribute__((always_inline))
+#define FPFAST_MEMBER inline __attribute__((always_inline))
 #define FPFAST_UNROLL _Pragma("GCC unroll 32")
 #endif
 

@@ -24,4 +24,8 @@ const char* simt_trajectory(const Trajectory* run, const cuda::Weights* weights)
   return cuda::trajectory(*run, *weights, nullptr);
 }
 
+const char* simt_residual(const Residual* run, const cuda::Scratch* scratch) {
+  return cuda::residual(*run, *scratch, nullptr);
+}
+
 }  // extern "C"
