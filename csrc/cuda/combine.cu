@@ -17,7 +17,7 @@ struct Numbers {
 };
 
 // Any operands, sizes and addresses.
-__global__ void __launch_bounds__(threads_per_block, blocks_of_few) combine_kernel(Combine op) {
+__global__ void __launch_bounds__(threads_per_block, blocks_of_small) combine_kernel(Combine op) {
   const int64_t groups = (op.elements + 3) / 4, units = op.samples * groups;
   const int64_t stride = int64_t(gridDim.x) * threads_per_block;
   const Numbers numbers(op);
@@ -80,7 +80,7 @@ struct Work {
 
 // What nearly all calls are: see is_plain.
 template <int operands, bool noisy, bool single>
-__global__ void __launch_bounds__(threads_per_block, operands > 2 ? blocks_together : blocks_of_few)
+__global__ void __launch_bounds__(threads_per_block, operands > 2 && single ? blocks_together : blocks_of_small)
     plain_kernel(Combine op, Work work) {
   const Numbers numbers(op);
   float c[operands], cz = 0;
