@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from fpfast.score import Score
 
 WARM_UP = 1  # steps of a kind that run as they are first: what a first call sets up must not be captured
-SAFE = "2.13"
+SAFE = "2.13"  # torch before it takes a capture that failed for one that goes on
 LEAST = 3  # replays that pay for a capture
 
 Slots = dict[str, tuple[Tensor, ...]]
@@ -53,25 +54,32 @@ class Cuda:
         with torch.cuda.device(self.device):
             current = torch.cuda.current_stream()
             self.stream.wait_stream(current)
-            with torch.cuda.stream(self.stream):
-                step()
-            current.wait_stream(self.stream)
+            try:
+                with torch.cuda.stream(self.stream):
+                    step()
+            finally:
+                current.wait_stream(self.stream)
             for tensors in slots.values():
                 for tensor in tensors:
                     tensor.record_stream(current)
 
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
-        """A function that does the step's work again. The step itself does none; all graphs share their memory.
+        """A function that does the step's work, while the step itself does none. All graphs share their memory.
 
-        Other threads may use the GPU meanwhile: "thread_local" lets only this one's calls spoil the capture.
+        As torch.cuda.graph does it, but that waits for the GPU and gives all cached memory back, and where a step fails
+        it leaves its own stream current and hides the cause. Other threads may use the GPU meanwhile: "thread_local"
+        lets only this one's calls spoil the capture.
         """
         graph = torch.cuda.CUDAGraph()
-        with (
-            torch.cuda.device(self.device),
-            torch.cuda.stream(torch.cuda.current_stream()),  # which a capture that fails would not put back
-            torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"),
-        ):
-            step()
+        with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
+            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+            try:
+                step()
+            except BaseException:
+                with suppress(RuntimeError):  # it may have been spoilt
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         return graph.replay
 
 

@@ -2,7 +2,9 @@
 
 import gc
 import weakref
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
+from types import SimpleNamespace
 
 import fake_graphs
 import pytest
@@ -244,6 +246,73 @@ def test_no_graph_outlives_its_run(captures):
         assert one() is None
     finally:
         gc.enable()
+
+
+class Log:
+    """Stands in for torch.cuda: keeps what is done, in order, and on which stream a step ran."""
+
+    def __init__(self, spoilt: bool) -> None:
+        self.done, self.current, self.spoilt = [], "main", spoilt
+        self.CUDAGraph = lambda: self
+
+    def __call__(self, step):
+        return lambda: self.done.append(f"{step} on {self.current}")
+
+    def capture_begin(self, pool, capture_error_mode):
+        self.done.append(f"begin on {self.current}, {pool}, {capture_error_mode}")
+
+    def capture_end(self):
+        self.done.append("end")
+        if self.spoilt:
+            raise RuntimeError("spoilt")
+
+    def replay(self):
+        self.done.append(f"replay on {self.current}")
+
+    def Stream(self):
+        return self.named("side")
+
+    def current_stream(self):
+        return self.named(self.current)
+
+    def named(self, name):
+        return SimpleNamespace(name=name, wait_stream=lambda other: self.done.append(f"{name} waits for {other.name}"))
+
+    def graph_pool_handle(self):
+        return "pool"
+
+    def device(self, device):
+        return nullcontext()
+
+    @contextmanager
+    def stream(self, stream):
+        before, self.current = self.current, stream.name
+        try:
+            yield
+        finally:
+            self.current = before
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_what_is_asked_of_cuda(monkeypatch, spoilt):
+    log = Log(spoilt)
+    monkeypatch.setattr(torch, "cuda", log)
+    cuda = graph.Cuda(torch.device("cuda", 0))
+    kept = SimpleNamespace(record_stream=lambda stream: log.done.append(f"kept for {stream.name}"))
+    cuda.warm_up(log("step"), {"x": (kept,)})
+    assert log.done == ["side waits for main", "step on side", "main waits for side", "kept for main"]
+
+    def fails():
+        raise ValueError("the cause")
+
+    for attempt in (cuda.warm_up, cuda.capture):
+        with pytest.raises(ValueError, match="the cause"):
+            attempt(fails, *[{}] * (attempt == cuda.warm_up))
+        assert log.current == "main"
+    log.done.clear()
+    if not spoilt:
+        cuda.capture(log("step"))()
+        assert log.done == ["begin on side, pool, thread_local", "step on side", "end", "replay on main"]
 
 
 @pytest.mark.parametrize("moves", ["bcda", "aabc", "badc", "cab", "bbb", "abc"])
