@@ -53,8 +53,9 @@ class Loop:
             self.reads.append([reads for reads, _ in parts])
             rows += [row for _, row in parts]
         # Uploaded once, then handed out row by row.
-        self.rows = torch.tensor(rows, dtype=torch.float64).to(device, dtype).view(self.steps, len(table.stages), 5)
-        self.coef = [step.unbind() for step in self.rows.unbind()]
+        stages, uploaded = len(table.stages), torch.tensor(rows, dtype=torch.float64).to(device, dtype)
+        self.rows, each = uploaded.view(self.steps, stages, 5), uploaded.unbind()
+        self.coef = [each[k : k + stages] for k in range(0, len(each), stages)]
         self.graphs: Graphs | None = None
         if lengths:
             self.table_times = table.times.to(device, dtype)

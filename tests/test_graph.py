@@ -1,9 +1,9 @@
 """sample(graph=...): replayed steps have the bits of the loop, nothing in them waits, and what cannot be is said."""
 
 import gc
+import itertools
 import weakref
 from contextlib import contextmanager, nullcontext
-from itertools import pairwise
 from types import SimpleNamespace
 
 import fake_graphs
@@ -191,6 +191,15 @@ def test_a_network_that_waits_runs_as_it_is(captures):
             fpfast.sample(score, (10, 4), graph=True, **options)
 
 
+def test_what_a_network_holds_is_not_changed(captures):
+    """Outputs that it keeps are no places for what the solver keeps."""
+    held = [torch.randn(5, 4) for _ in range(20)]
+    before, numbers = [one.clone() for one in held], itertools.count()
+    score = fpfast.Score(lambda x, t: held[next(numbers)], fpfast.VP())
+    fpfast.sample(score, (5, 4), solver="dpmpp_2m", steps=9, seed=0, graph=True)
+    assert all(map(same_bits, held, before))
+
+
 class Net(nn.Module):
     def forward(self, x, t):
         return -x * t[:, None]
@@ -321,4 +330,4 @@ def test_settling(moves):
     places = {name: (torch.tensor(float(ord(name))),) for name in "abcd"[: len(moves)]}
     graph.settle(places, {name: places[of] for name, of in zip(places, moves, strict=True)})
     assert "".join(chr(int(place[0])) for place in places.values()) == moves
-    assert all(a[0] is not b[0] for a, b in pairwise(places.values()))
+    assert all(a[0] is not b[0] for a, b in itertools.pairwise(places.values()))
