@@ -141,7 +141,7 @@ def sample(
     Raises:
         ValueError, TypeError: an argument is of the wrong kind or out of range, or the network's parameters or outputs
             are; the message names it.
-        RuntimeError: a named backend cannot serve.
+        RuntimeError: a named backend cannot serve, or graph is True and no step can be captured.
 
     Warns with RuntimeWarning when samples hold NaN or infinity.
     """
