@@ -174,11 +174,11 @@ def _path_sides(where: torch.device, predicts: str, batch: int, quick: bool) -> 
         run()
         return run, ""
 
-    def loop() -> tuple[Run, str]:
+    def loop(graph: bool) -> tuple[Run, str]:
         plain = fpfast.Score(network, fpfast.OU(T=1.0))
-        run = waited(partial(fpfast.sample, plain, shape, steps=steps, seed=0, device=where), where)
+        run = waited(partial(fpfast.sample, plain, shape, steps=steps, seed=0, device=where, graph=graph), where)
         run()
-        return run, "the network called step by step"
+        return run, "the network called step by step" if not graph else "its steps captured and replayed, in each run"
 
     def step(x: Tensor, t: Tensor) -> Tensor:
         return x + h * (x + 2 * network(x, t)) + (2 * h) ** 0.5 * torch.randn_like(x)
@@ -200,7 +200,10 @@ def _path_sides(where: torch.device, predicts: str, batch: int, quick: bool) -> 
         run()
         return run, ""
 
-    sides: dict[str, Side] = {"fpfast": fused, "fpfast, loop": loop, "torch eager": lambda: ready(by_hand(step))}
+    sides: dict[str, Side] = {"fpfast": fused, "fpfast, loop": partial(loop, False)}
+    if where.type == "cuda" and not quick:  # whose steps are too few
+        sides["fpfast, loop, graph"] = partial(loop, True)
+    sides["torch eager"] = lambda: ready(by_hand(step))
     if predicts == "score":  # a gradient made by autograd is neither captured nor compiled
         if where.type == "cuda":
             sides["torch eager, graph"] = lambda: ready(captured(by_hand(step)))

@@ -34,6 +34,9 @@ def checks(device: torch.device) -> Iterator[Check]:
             yield f"{name}, noise {shape}", lambda name=name, shape=shape: _noise(name, shape, device)
             yield f"{name}, combine {shape}", lambda name=name, shape=shape: _combine(name, shape, device)
             yield f"{name}, pairs {shape}", lambda name=name, shape=shape: _pairs(name, shape, device)
+        if device.type == "cuda":
+            for solver in fpfast.solvers.SOLVERS:
+                yield f"{name}, graph, {solver}", lambda name=name, solver=solver: _graph(name, solver, device)
     for case in NETWORKS:
         for solver in fpfast.solvers.SOLVERS:
             yield f"trajectory, {case}, {solver}", lambda case=case, solver=solver: _path(case, solver, device)
@@ -124,6 +127,21 @@ def network(case: str) -> nn.Module:
     torch.manual_seed(1)
     dimension, widths = NETWORKS[case]
     return MLP(dimension, widths, activation="softplus:100", potential=case == "potential")
+
+
+def _graph(name: str, solver: str, device: torch.device) -> str:
+    """Replayed steps against the same steps called one by one."""
+    net = network("score").requires_grad_(False).to(device).eval()
+    score = fpfast.Score(lambda x, t: net(x, t), fpfast.VP())  # a function, which the fused engine leaves alone
+    for seed, batch_size in ((5, 300), (list(range(1000)), None)):
+        options: Any = {"solver": solver, "steps": 20, "seed": seed, "batch_size": batch_size, "backend": name}
+        want = fpfast.sample(score, (1000, 2), device=device, graph=False, **options)
+        got, info = fpfast.sample(score, (1000, 2), device=device, return_info=True, **options)
+        if not info.graph or info.not_graph:
+            return f"not all was captured: {info.not_graph}"
+        if wrong := _different(got, want):
+            return wrong
+    return ""
 
 
 def _path(case: str, solver: str, device: torch.device) -> str:

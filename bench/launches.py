@@ -35,10 +35,12 @@ def cases() -> Iterator[tuple[str, Callable[[], None]]]:
     x, y, pair, other = torch.empty(SHAPE), torch.empty(SHAPE), torch.empty(2, *SHAPE), torch.empty(2, *SHAPE)
     key, sums = Key(torch.tensor(0), 0, 0, 0), torch.empty(SHAPE[0])
     coef, of_samples = torch.empty(5), torch.empty(SHAPE[0], 3)
+    rows, position = torch.empty(3, 5), torch.zeros(2, dtype=torch.int64)
     for count in range(1, 5):
         operands = [x, y, x, y][:count]
         yield f"{count}", partial(combine.combine, x, operands, coef, None)
         yield f"{count} + noise", partial(combine.combine, x, operands, coef, key)
+        yield f"{count} + noise, position", partial(combine.combine, x, operands, rows, key, position)
     for kind in KINDS:
         yield kind, partial(combine.noise, x, kind, key)
         yield kind, partial(pairs.pair, pair, x, y, of_samples, kind, key)

@@ -76,7 +76,8 @@ std::vector<std::string> level_names() {
 }
 
 Combine make_combine(uintptr_t out, const std::vector<std::tuple<uintptr_t, int>>& operands, uintptr_t coef,
-                     bool coef_per_sample, const Noise& noise, int64_t samples, int64_t elements) {
+                     bool coef_per_sample, uintptr_t position, int step_stride, const Noise& noise, int64_t samples,
+                     int64_t elements) {
   require(!operands.empty() && operands.size() <= max_operands, "operands: expected 1 to 4");
   Combine op{};
   op.out = reinterpret_cast<float*>(out);
@@ -88,6 +89,8 @@ Combine make_combine(uintptr_t out, const std::vector<std::tuple<uintptr_t, int>
   }
   op.coef = reinterpret_cast<const float*>(coef);
   op.coef_per_sample = coef_per_sample;
+  op.position = reinterpret_cast<const int64_t*>(position), op.step_stride = step_stride;
+  require(position == 0 || !coef_per_sample, "position: expected one row of coefficients for all samples");
   op.noise = noise;
   op.samples = samples, op.elements = elements;
   const bool some = samples > 0 && elements > 0;
@@ -107,11 +110,13 @@ void prefer_large_pages(void* data, int64_t bytes) {
 }
 
 void cpu_combine(const std::string& level, uintptr_t out, const std::vector<std::tuple<uintptr_t, int>>& operands,
-                 uintptr_t coef, bool coef_per_sample, uintptr_t seeds, bool seeds_per_sample, int64_t first_sample,
-                 int stream, int64_t draw, int64_t samples, int64_t elements, int threads) {
+                 uintptr_t coef, bool coef_per_sample, uintptr_t position, int step_stride, uintptr_t seeds,
+                 bool seeds_per_sample, int64_t first_sample, int stream, int64_t draw, int64_t samples,
+                 int64_t elements, int threads) {
   check_sizes(samples, elements, first_sample, draw);
   const Noise noise = make_noise(seeds, seeds_per_sample, first_sample, stream, draw);
-  const Combine op = make_combine(out, operands, coef, coef_per_sample, noise, samples, elements);
+  const Combine op =
+      make_combine(out, operands, coef, coef_per_sample, position, step_stride, noise, samples, elements);
   const CpuKernels& kernels = kernels_of(level);
   if (op.out != op.operand[0]) prefer_large_pages(op.out, 4 * samples * elements);
   py::gil_scoped_release release;
@@ -136,11 +141,13 @@ int jet_rows(const std::string& level) { return kernels_of(level).jet_rows; }
 
 #ifdef FPFAST_CUDA
 void cuda_combine(uintptr_t out, const std::vector<std::tuple<uintptr_t, int>>& operands, uintptr_t coef,
-                  bool coef_per_sample, uintptr_t seeds, bool seeds_per_sample, int64_t first_sample, int stream,
-                  int64_t draw, int64_t samples, int64_t elements, uintptr_t cuda_stream) {
+                  bool coef_per_sample, uintptr_t position, int step_stride, uintptr_t seeds, bool seeds_per_sample,
+                  int64_t first_sample, int stream, int64_t draw, int64_t samples, int64_t elements,
+                  uintptr_t cuda_stream) {
   check_sizes(samples, elements, first_sample, draw);
   const Noise noise = make_noise(seeds, seeds_per_sample, first_sample, stream, draw);
-  const Combine op = make_combine(out, operands, coef, coef_per_sample, noise, samples, elements);
+  const Combine op =
+      make_combine(out, operands, coef, coef_per_sample, position, step_stride, noise, samples, elements);
   py::gil_scoped_release release;
   const char* error = fpfast::cuda::combine(op, reinterpret_cast<void*>(cuda_stream));
   if (error) throw std::runtime_error(std::string("fpfast::combine on CUDA: ") + error);

@@ -19,13 +19,20 @@ struct Noise {
 };
 
 // out[b, e] = ((c0 x0[b, e] + c1 x1[b, e]) + ...) + cz z[b, e];  row b of coef is (c0, c1, c2, c3, cz).
+//
+// A call that is recorded once and replayed for many steps, as in a CUDA graph, finds its numbers in memory: `position`
+// holds a step and the first sample. The row is then the step's, the step is the draw, and noise.draw is not read.
+// noise.first_sample is then only to tell a launch how large numbers are: its upper 32 bits, and those of the last
+// sample, are those of the position's.
 struct Combine {
   float* out;                         // [samples, elements], may be operand 0
   const void* operand[max_operands];  // [samples, elements] each
   Dtype dtype[max_operands];
   int operands;
-  const float* coef;  // [5], or [samples, 5]
+  const float* coef;  // [5], or [samples, 5]; with a position that of step 0, [5]
   bool coef_per_sample;
+  const int64_t* position;  // [2], or null
+  int32_t step_stride;      // from a step's row to the next; times the step it is below 2^31
   Noise noise;
   int64_t samples, elements;
 };

@@ -51,6 +51,8 @@ def cpu_combine(
     operands: list[tuple[int, int]],
     coef: int,
     coef_per_sample: bool,
+    position: int,  # 0: none
+    step_stride: int,
     seeds: int,
     seeds_per_sample: bool,
     first_sample: int,
@@ -77,6 +79,8 @@ def cuda_combine(
     operands: list[tuple[int, int]],
     coef: int,
     coef_per_sample: bool,
+    position: int,  # 0: none
+    step_stride: int,
     seeds: int,
     seeds_per_sample: bool,
     first_sample: int,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from fpfast import ops
 from fpfast.errors import bad
+from fpfast.graph import Batch, Graphs, Slots
 from fpfast.reference import Key
 from fpfast.score import Score
 from fpfast.solvers import Stage, Table
@@ -31,6 +32,8 @@ class Loop:
         dtype: torch.dtype,
         callback: Callback | None,
         callback_steps: set[int],
+        lengths: Sequence[int] = (),  # of the batches whose steps are to be replayed where that is worth it
+        must_replay: bool = False,
     ) -> None:
         self.score, self.table, self.ends, self.backend = score, table, ends, backend
         self.callback, self.callback_steps = callback, callback_steps
@@ -50,7 +53,13 @@ class Loop:
             self.reads.append([reads for reads, _ in parts])
             rows += [row for _, row in parts]
         # Uploaded once, then handed out row by row.
-        self.coef = _rows(torch.tensor(rows, dtype=torch.float64).to(device, dtype), len(table.stages))
+        stages, uploaded = len(table.stages), torch.tensor(rows, dtype=torch.float64).to(device, dtype)
+        self.rows, each = uploaded.view(self.steps, stages, 5), uploaded.unbind()
+        self.coef = [each[k : k + stages] for k in range(0, len(each), stages)]
+        self.graphs: Graphs | None = None
+        if lengths:
+            self.table_times = table.times.to(device, dtype)
+            self.graphs = Graphs(self._kinds(), self._carried(), lengths, device, must_replay)
 
     def _row(self, stage: Stage, c: list[float]) -> tuple[tuple[list[tuple[str, int]], bool], list[float]]:
         """What a stage reads beside its first operand (slot, which output), whether it is noisy, and its row.
@@ -71,30 +80,64 @@ class Loop:
         return int(self.table.evaluate[: self.steps].sum())
 
     def __call__(self, x: Tensor, seed: Tensor, first_sample: int, bar: tqdm) -> Tensor:
-        slots: dict[str, tuple[Tensor, ...]] = {"x": (x,)}
-        states = [x]  # all that this run has made for states; those that no slot holds are free
-        t = x.new_empty(len(x))
+        batch = Batch({"x": (x,)}, [x], x.new_empty(len(x)), seed, first_sample)
         for i in range(self.steps):
-            for j, stage in enumerate(self.table.stages):
-                if stage.at is not None and self.evaluate[i][j]:
-                    outputs = self._outputs(slots[stage.at][0], t.fill_(self.times[i][j]))
-                    _check_new(outputs, [kept for name, kept in slots.items() if name != stage.output])
-                    slots[stage.output] = outputs
-                reads, noisy = self.reads[i][j]
-                operands = [slots[stage.of[0]][0], *(slots[name][which] for name, which in reads)]
-                # In place where nothing else needs the old value.
-                out = operands[0] if stage.to == stage.of[0] and not stage.keep else _free(states, slots)
-                key = Key(seed, first_sample, stage.stream, i) if noisy else None
-                ops.combine_into(out, operands, self.coef[i][j], key, self.backend)
-                kept = {to: slots[slot] for slot, to in stage.keep}
-                slots.update({stage.to: (out,), **kept})
+            if self.graphs is None:
+                self._step(i, batch)
+            else:
+                self.graphs(i, batch, self._step)
             bar.update()
-            x = slots["x"][0]
             wanted = self.callback is not None and i + 1 in self.callback_steps
-            if wanted and self.callback(i + 1, self.ends[i], x.clone()):  # type: ignore[misc]
+            if wanted and self.callback(i + 1, self.ends[i], batch.slots["x"][0].clone()):  # type: ignore[misc]
                 self.steps = i + 1
                 break
-        return slots["x"][0]
+        return batch.slots["x"][0]
+
+    def _step(self, i: int, batch: Batch) -> None:
+        slots, position = batch.slots, batch.position
+        for j, stage in enumerate(self.table.stages):
+            if stage.at is not None and self.evaluate[i][j]:
+                outputs = self._outputs(slots[stage.at][0], self._time(i, j, batch))
+                _check_new(outputs, [kept for name, kept in slots.items() if name != stage.output])
+                slots[stage.output] = outputs
+            reads, noisy = self.reads[i][j]
+            operands = [slots[stage.of[0]][0], *(slots[name][which] for name, which in reads)]
+            # In place where nothing else needs the old value.
+            out = operands[0] if stage.to == stage.of[0] and not stage.keep else _free(batch.states, slots)
+            key = Key(batch.seed, batch.first_sample, stage.stream, i) if noisy else None
+            coef = self.coef[i][j] if position is None else self.rows[:, j]
+            ops.combine_into(out, operands, coef, key, self.backend, position)
+            kept = {to: slots[slot] for slot, to in stage.keep}
+            slots.update({stage.to: (out,), **kept})
+
+    def _time(self, i: int, j: int, batch: Batch) -> Tensor:
+        """The time of a stage's evaluation, for each sample; the memory is that of all other times."""
+        if batch.position is None:
+            return batch.t.fill_(self.times[i][j])
+        times = self.table_times[:, j : j + 1].expand(-1, len(batch.t))
+        torch.index_select(times, 0, batch.position[:1], out=batch.t[None])
+        return batch.t
+
+    def _kinds(self) -> list[Hashable]:
+        """What each step does, but for its numbers."""
+        return [
+            (*evaluate, *((tuple(operands), noisy) for operands, noisy in reads))
+            for evaluate, reads in zip(self.evaluate, self.reads, strict=True)
+        ]
+
+    def _carried(self) -> set[str]:
+        """Slots that some step reads before it writes them."""
+        found = {"x"}
+        for evaluate, step in zip(self.evaluate, self.reads, strict=True):
+            written: set[str] = set()
+            for stage, evaluated, (operands, _) in zip(self.table.stages, evaluate, step, strict=True):
+                read = {stage.of[0], *(name for name, _ in operands), *(slot for slot, _ in stage.keep)}
+                if stage.at is not None and evaluated:
+                    found |= {stage.at} - written
+                    written.add(stage.output)
+                found |= read - written
+                written |= {stage.to, *(to for _, to in stage.keep)}
+        return found
 
     def _outputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         version = None if x.is_inference() else x._version  # inference tensors do not count
@@ -109,12 +152,7 @@ class Loop:
         return (ops.combine(conditional, [unconditional], self.mix, backend=self.backend),)
 
 
-def _rows(coef: Tensor, stages: int) -> list[tuple[Tensor, ...]]:
-    rows = coef.unbind()
-    return [rows[k : k + stages] for k in range(0, len(rows), stages)]
-
-
-def _free(states: list[Tensor], slots: dict[str, tuple[Tensor, ...]]) -> Tensor:
+def _free(states: list[Tensor], slots: Slots) -> Tensor:
     """A state that no slot holds; a new one where there is none."""
     held = {id(tensor) for tensors in slots.values() for tensor in tensors}
     for state in states:

@@ -26,6 +26,14 @@ def _key(key: Key | None) -> tuple[int, bool, int, int, int]:
     return key.seed.data_ptr(), key.seed.ndim == 1, key.first_sample, key.stream, key.draw
 
 
+def _numbers(
+    coef: Tensor, key: Key | None, position: Tensor | None
+) -> tuple[int, bool, int, int, int, bool, int, int, int]:
+    if position is None:
+        return coef.data_ptr(), coef.ndim == 2, 0, 0, *_key(key)
+    return coef.data_ptr(), False, position.data_ptr(), coef.stride(0), *_key(key)
+
+
 def _sizes(out: Tensor) -> tuple[int, int]:
     return out.shape[0], math.prod(out.shape[1:])
 
@@ -101,14 +109,14 @@ class Cpu(_Pairs):
     def noise(self, out: Tensor, kind: str, key: Key) -> None:
         _native.cpu_noise(self.level, out.data_ptr(), KINDS[kind], *_key(key), *_sizes(out), torch.get_num_threads())
 
-    def combine(self, out: Tensor, operands: list[Tensor], coef: Tensor, key: Key | None) -> None:
+    def combine(
+        self, out: Tensor, operands: list[Tensor], coef: Tensor, key: Key | None, position: Tensor | None = None
+    ) -> None:
         _native.cpu_combine(
             self.level,
             out.data_ptr(),
             _operands(operands),
-            coef.data_ptr(),
-            coef.ndim == 2,
-            *_key(key),
+            *_numbers(coef, key, position),
             *_sizes(out),
             torch.get_num_threads(),
         )
@@ -170,12 +178,13 @@ class Cuda(_Pairs):
             stream = torch.cuda.current_stream().cuda_stream
             _native.cuda_noise(out.data_ptr(), KINDS[kind], *_key(key), *_sizes(out), stream)
 
-    def combine(self, out: Tensor, operands: list[Tensor], coef: Tensor, key: Key | None) -> None:
+    def combine(
+        self, out: Tensor, operands: list[Tensor], coef: Tensor, key: Key | None, position: Tensor | None = None
+    ) -> None:
+        numbers = _numbers(coef, key, position)
         with torch.cuda.device(out.device):
             stream = torch.cuda.current_stream().cuda_stream
-            _native.cuda_combine(
-                out.data_ptr(), _operands(operands), coef.data_ptr(), coef.ndim == 2, *_key(key), *_sizes(out), stream
-            )
+            _native.cuda_combine(out.data_ptr(), _operands(operands), *numbers, *_sizes(out), stream)
 
     def _probed(
         self, op: str, state: Tensor, tensors: dict[str, Tensor], kind: str = "normal", key: Key | None = None

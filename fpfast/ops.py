@@ -210,12 +210,20 @@ def combine_(
     return x
 
 
-def combine_into(out: Tensor, operands: list[Tensor], coef: Tensor, key: Key | None, backend: str) -> None:
+def combine_into(
+    out: Tensor,
+    operands: list[Tensor],
+    coef: Tensor,
+    key: Key | None,
+    backend: str,
+    position: Tensor | None = None,
+) -> None:
     """:func:`combine` of ``operands`` into ``out``, which may be the first, for a caller that has checked everything.
 
-    No autograd, no dispatcher: the loop calls it at every stage. ``backend`` is one that serves.
+    No autograd, no dispatcher: the loop calls it at every stage. ``backend`` is one that serves. ``position``: see
+    :func:`fpfast.reference.combine`.
     """
-    backends.kernels(backend).combine(out, operands, coef, key)
+    backends.kernels(backend).combine(out, operands, coef, key, position)
     if not out.is_inference():
         torch.autograd.graph.increment_version(out)  # a network may have saved it for a graph of its own
 

@@ -55,16 +55,20 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
     return c0, c1, c2, c3
 
 
-def words(key: Key, samples: int, elements: int) -> tuple[Tensor, ...]:
-    """Four tensors (samples, ceil(elements / 4)): word k belongs to elements 4 group + k."""
+def words(key: Key, samples: int, elements: int, position: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Four tensors (samples, ceil(elements / 4)): word k belongs to elements 4 group + k.
+
+    ``position``, int64 (draw, first sample), stands in for these numbers of the key.
+    """
     device, groups = key.seed.device, (elements + 3) // 4
     group = torch.arange(groups, device=device)
     if key.seed.ndim:
         seed, sample = key.seed[:, None], torch.zeros(samples, 1, dtype=torch.int64, device=device)
     else:
-        seed, sample = key.seed, torch.arange(samples, device=device)[:, None] + key.first_sample
+        first = key.first_sample if position is None else position[1]
+        seed, sample = key.seed, torch.arange(samples, device=device)[:, None] + first
     c2 = ((sample >> 32) & 0xFFFF) | (key.stream << 16)
-    draw = torch.tensor(key.draw, device=device)
+    draw = torch.tensor(key.draw, device=device) if position is None else position[0]
     return philox((group, sample & MASK, c2, draw), (seed & MASK, (seed >> 32) & MASK))
 
 
@@ -122,16 +126,14 @@ KINDS: dict[str, Callable[[tuple[Tensor, ...]], list[Tensor]]] = {
 
 def noise(out: Tensor, kind: str, key: Key) -> None:
     """Fills ``out`` (samples, ...) with the values that ``key`` names."""
-    samples = out.shape[0]
-    elements = math.prod(out.shape[1:])
-    values = torch.stack(KINDS[kind](words(key, samples, elements)), dim=-1)
-    out.copy_(values.reshape(samples, (elements + 3) // 4 * 4)[:, :elements].reshape(out.shape))
+    out.copy_(_values(out, kind, key))
 
 
-def _values(like: Tensor, kind: str, key: Key) -> Tensor:
-    z = torch.empty(like.shape, dtype=torch.float32, device=like.device)
-    noise(z, kind, key)
-    return z.to(like.dtype)
+def _values(like: Tensor, kind: str, key: Key, position: Tensor | None = None) -> Tensor:
+    samples = like.shape[0]
+    elements = math.prod(like.shape[1:])
+    values = torch.stack(KINDS[kind](words(key, samples, elements, position)), dim=-1)
+    return values.reshape(samples, (elements + 3) // 4 * 4)[:, :elements].reshape(like.shape).to(like.dtype)
 
 
 def _per_sample(coef: Tensor, like: Tensor) -> Tensor:
@@ -172,14 +174,19 @@ def probe_times(out: Tensor, coef: Tensor, kind: str, key: Key) -> None:
     out.copy_(_per_sample(coef, out) * _values(out, kind, key))
 
 
-def combine(out: Tensor, operands: list[Tensor], coef: Tensor, key: Key | None) -> None:
-    """out = ((c0 x + c1 y1) + c2 y2 ...) + cz z, each operation rounded by itself; ``out`` may be an operand."""
+def combine(out: Tensor, operands: list[Tensor], coef: Tensor, key: Key | None, position: Tensor | None = None) -> None:
+    """out = ((c0 x + c1 y1) + c2 y2 ...) + cz z, each operation rounded by itself; ``out`` may be an operand.
+
+    ``position``, int64 (step, first sample) on the device, stands in for numbers of the call, so that one can be
+    recorded for all steps: ``coef`` is [steps, 5], of which the step's row is read, and the noise has the step as its
+    draw and that first sample. The key's own must agree with it in the upper 32 bits of all samples' numbers.
+    """
+    if position is not None:
+        coef = coef.index_select(0, position[:1])[0]
     column = coef.reshape(coef.shape[:-1] + (1,) * (out.ndim - coef.ndim + 1) + coef.shape[-1:])
     total = column[..., 0] * operands[0].to(out.dtype)
     for k, operand in enumerate(operands[1:], start=1):
         total = total + column[..., k] * operand.to(out.dtype)
     if key is not None:
-        z = torch.empty(out.shape, dtype=torch.float32, device=out.device)
-        noise(z, "normal", key)
-        total = total + column[..., 4] * z.to(out.dtype)
+        total = total + column[..., 4] * _values(out, "normal", key, position)
     out.copy_(total)

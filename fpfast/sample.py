@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fpfast import backends
+from fpfast import graph as graphs
 from fpfast import noise as noises
 from fpfast.errors import bad, integer, key, real, sizes
 from fpfast.loop import Callback, Loop
@@ -35,6 +36,8 @@ class Info(NamedTuple):
     seed: int | None
     fused: bool  # the network was recognised and ran inside the kernel
     not_fused: str | None  # else the reason
+    graph: bool  # steps were captured in a CUDA graph and replayed
+    not_graph: str | None  # the reason why none was, or why from some step on
 
 
 class Options(TypedDict, total=False):
@@ -55,6 +58,7 @@ class Options(TypedDict, total=False):
     progress: bool
     callback: Callback | None
     callback_steps: Sequence[int] | None
+    graph: bool | Literal["auto"]
 
 
 @overload
@@ -85,6 +89,7 @@ def sample(
     progress: bool = False,
     callback: Callback | None = None,
     callback_steps: Sequence[int] | None = None,
+    graph: bool | Literal["auto"] = "auto",
     return_info: bool = False,
 ) -> Tensor | tuple[Tensor, Info]:
     """Samples by integrating dX = [a x - (1 + noise^2)/2 g^2 s] dt + noise g dW~ from T down (Song et al., 2011.13456).
@@ -110,6 +115,8 @@ def sample(
         callback: ``callback(step, t, x)`` after each step (1 to steps) with a copy of the batch's state at time t. If
             it returns a true value the run ends there: this batch and those after it stop at that step.
         callback_steps: the steps (1 to steps) after which it is called; default: all.
+        graph: "auto": on a GPU, steps are captured in a CUDA graph and replayed where the network allows it (see
+            below); True: an error where that cannot be; False: not.
         return_info: return (samples, :class:`Info`).
 
     The layers of a perceptron (see :mod:`fpfast.fused`) run inside the kernel, all steps in one go, on the CPU and,
@@ -119,13 +126,22 @@ def sample(
     own memory: the next step overwrites them, and the last state is what is returned. So a network must not change
     them, and must clone what it wants to keep.
 
+    Any other network on a GPU is launched by replays as far as can be. Of steps that do the same but for their numbers
+    the first is run as it is; at the second the network is called once for each evaluation, to be captured; the others
+    are replays, which call no Python. The solvers here have at most three kinds of steps, and most steps are of one;
+    captures serve all batches of one length. The bits are the same. A network that cannot be captured (it waits for
+    the GPU, say, or copies to the CPU) is called as it is, after one call more. What a network's Python does beside
+    starting work on the GPU, such as counting its calls, a replay does not do: say graph=False then. "auto" leaves
+    modules alone that are in training mode or have hooks, and steps that do not occur often enough to pay;
+    Info.not_graph has the reason.
+
     Returns:
         Samples at the last time, of the given shape, dtype and device.
 
     Raises:
         ValueError, TypeError: an argument is of the wrong kind or out of range, or the network's parameters or outputs
             are; the message names it.
-        RuntimeError: a named backend cannot serve.
+        RuntimeError: a named backend cannot serve, or graph is True and no step can be captured.
 
     Warns with RuntimeWarning when samples hold NaN or infinity.
     """
@@ -133,6 +149,8 @@ def sample(
     noise = real("noise", noise, "a finite level that is not negative", low=0)
     first_sample = integer("first_sample", first_sample, 0, 2**48 - shape[0])
     batch_size = shape[0] if batch_size is None else integer("batch_size", batch_size, 1)
+    if graph is not True and graph is not False and graph != "auto":
+        raise bad("graph", "'auto', True or False", repr(graph))
     device = _checked(score, x, shape, solver, final, device, dtype, callback)
     asked, backend = backend, backends.pick(backend, device.type, dtype)
     seeds = noises.seed_tensor(seed, shape[0], device)
@@ -141,13 +159,18 @@ def sample(
     table, ends = _table(score, solver, times, steps, noise, final == "noise")
     chosen = _callback_steps(callback_steps, len(ends))
     net, not_fused = fusible(score, table, shape, asked, device, dtype)
+    fused = net is not None
+    not_graph = "the network runs in the fused engine" if fused else graphs.obstacle(graph, score, device, backend)
+    if graph is True and not_graph is not None:
+        raise graphs.cannot(not_graph)
+    starts = range(0, shape[0], batch_size)
+    lengths = [min(batch_size, shape[0] - start) for start in starts] if not_graph is None else []
     run: Loop | FusedLoop
     if net is None:
-        run = Loop(score, table, ends, backend, device, dtype, callback, chosen)
+        run = Loop(score, table, ends, backend, device, dtype, callback, chosen, lengths, graph is True)
     else:
         run = FusedLoop(schedule(net, score, table, device, dtype), table, ends, callback, chosen)
     out = torch.empty(shape, dtype=dtype, device=device)
-    starts = range(0, shape[0], batch_size)
     began = time.perf_counter()
     with tqdm(total=len(starts) * run.steps, desc="sampling", unit="step", disable=not progress) as bar:
         for start in starts:
@@ -173,7 +196,9 @@ def sample(
         return out
     used = None if seeds.ndim else int(seeds) % 2**64
     seconds = time.perf_counter() - began
-    return out, Info(run.evaluations, seconds, backend, nonfinite, used, net is not None, not_fused)
+    captured = run.graphs if isinstance(run, Loop) else None
+    replayed, not_graph = (False, not_graph) if captured is None else (captured.replayed, captured.missing)
+    return out, Info(run.evaluations, seconds, backend, nonfinite, used, fused, not_fused, replayed, not_graph)
 
 
 REMEMBERED_TABLES = 16

@@ -29,9 +29,15 @@ def _term(x, offset, exists, coef, sample, live, K: tl.constexpr, COEF_PER_SAMPL
 
 @triton.jit(do_not_specialize=NUMBERS)
 def combine_kernel(out, x0, x1, x2, x3, coef, seeds, elements: tl.int64, units: tl.int64, first_sample: tl.int64,
-                   stream: tl.int64, draw: tl.int64, COEF_PER_SAMPLE: tl.constexpr, SEED_PER_SAMPLE: tl.constexpr,
-                   WHOLE: tl.constexpr, INDEX: tl.constexpr, LANES: tl.constexpr):  # fmt: skip
-    """Operands past the last, and ``seeds`` where there is no noise, are None: the compiler then leaves them out."""
+                   stream: tl.int64, draw: tl.int64, position, step_stride: tl.int64, COEF_PER_SAMPLE: tl.constexpr,
+                   SEED_PER_SAMPLE: tl.constexpr, WHOLE: tl.constexpr, INDEX: tl.constexpr,
+                   LANES: tl.constexpr):  # fmt: skip
+    """Operands past the last, ``seeds`` where there is no noise and a ``position`` that is not there are None: the
+    compiler then leaves them out."""
+    if position is not None:
+        draw = tl.load(position)
+        first_sample = tl.load(position + 1)
+        coef += draw * step_stride
     sample, group, live, offset, exists = place(elements, units, WHOLE, INDEX, LANES)
     total = _term(x0, offset, exists, coef, sample, live, 0, COEF_PER_SAMPLE)
     if x1 is not None:
@@ -60,18 +66,31 @@ def noise(out: Tensor, kind: str, key: Key) -> None:
         )
 
 
-def combine(out: Tensor, operands: list[Tensor], coef: Tensor, key: Key | None) -> None:
+def combine(out: Tensor, operands: list[Tensor], coef: Tensor, key: Key | None, position: Tensor | None = None) -> None:
     """out = ((c0 x + c1 y1) + c2 y2 ...) + cz z, each operation rounded by itself; ``out`` may be operand 0.
 
-    ``out`` and ``coef`` are float32, operands float32, bfloat16 or float16; all are contiguous.
+    ``out`` and ``coef`` are float32, operands float32, bfloat16 or float16; all are contiguous, but for the
+    rows of ``coef`` where a ``position`` says which is read (see :func:`fpfast.reference.combine`).
     """
     elements, units = sizes(out)
     if units == 0:
         return
     seeds, *numbers = (None, 0, 0, 0) if key is None else key
-    per_sample = {"COEF_PER_SAMPLE": coef.ndim == 2, "SEED_PER_SAMPLE": seeds is not None and seeds.ndim == 1}
+    step_stride = 0 if position is None else coef.stride(0)
+    each = coef.ndim == 2 and position is None
+    per_sample = {"COEF_PER_SAMPLE": each, "SEED_PER_SAMPLE": seeds is not None and seeds.ndim == 1}
     padded = [*operands, None, None, None][:4]
     with on_device(out):
         combine_kernel[(triton.cdiv(units, LANES),)](
-            out, *padded, coef, seeds, elements, units, *numbers, **per_sample, **options(elements, units)
+            out,
+            *padded,
+            coef,
+            seeds,
+            elements,
+            units,
+            *numbers,
+            position,
+            step_stride,
+            **per_sample,
+            **options(elements, units),
         )

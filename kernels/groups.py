@@ -30,7 +30,7 @@ SQRT_HALF_BITS = tl.constexpr(reference.SQRT_HALF_BITS)
 
 # Sizes and noise numbers are always 64-bit and never specialised. Left to itself Triton would make a constant of 1,
 # and compile again when a number becomes a multiple of 16 or outgrows 32 bits: `draw` changes with every step.
-NUMBERS = ["elements", "units", "first_sample", "stream", "draw"]
+NUMBERS = ["elements", "units", "first_sample", "stream", "draw", "step_stride"]
 
 
 @triton.jit

@@ -65,7 +65,7 @@ class Memory:
         storage = tensor.untyped_storage()
         whole = np.frombuffer((ctypes.c_uint8 * storage.nbytes()).from_address(storage.data_ptr()), np.uint8)
         start = tensor.storage_offset() * tensor.element_size()
-        part = whole[start : start + tensor.numel() * tensor.element_size()].view(f"i{tensor.element_size()}")
+        part = whole[start : start + span(tensor) * tensor.element_size()].view(f"i{tensor.element_size()}")
         self.buffers[tensor.data_ptr()] = ptxrun.Buffer(part, **options)
 
     def __getitem__(self, tensor: Tensor) -> "ptxrun.Buffer":
@@ -134,6 +134,8 @@ class Combine(ctypes.Structure):  # csrc/kernels.h
         ("operands", ctypes.c_int),
         ("coef", ctypes.c_uint64),
         ("coef_per_sample", ctypes.c_bool),
+        ("position", ctypes.c_uint64),
+        ("step_stride", ctypes.c_int32),
         ("noise", Noise),
         ("samples", ctypes.c_int64),
         ("elements", ctypes.c_int64),
@@ -259,14 +261,27 @@ class Cuda(Backend):
         name = f"noise_kernelIL.*4KindE{KINDS.index(kind)}E"
         self.launch("combine", name, blocks_for(out), memory, [memory[out], self.key(key, memory), *sizes(out)])
 
-    def combine(self, out: Tensor, operands: list[Tensor], coef: Tensor, key: reference.Key | None) -> None:
-        memory = Memory([out], [*operands, coef, *([key.seed] if key else [])])
-        op = Combine(memory[out].ptr, operands=len(operands), coef=memory[coef].ptr, coef_per_sample=coef.ndim == 2)
+    def combine(
+        self,
+        out: Tensor,
+        operands: list[Tensor],
+        coef: Tensor,
+        key: reference.Key | None,
+        position: Tensor | None = None,
+    ) -> None:
+        memory = Memory(
+            [out], [*operands, coef, *([key.seed] if key else []), *([] if position is None else [position])]
+        )
+        op = Combine(memory[out].ptr, operands=len(operands), coef=memory[coef].ptr)
+        if position is None:
+            op.coef_per_sample = coef.ndim == 2
+        else:
+            op.position, op.step_stride = memory[position].ptr, coef.stride(0)
         op.operand[: len(operands)] = [memory[operand].ptr for operand in operands]
         op.dtype[: len(operands)] = [DTYPES.index(operand.dtype) for operand in operands]
         op.noise = self.key(key, memory)
         op.samples, op.elements = sizes(out)
-        if not (self.plain and is_plain(op, key, coef, [out, *operands])):
+        if not (self.plain and is_plain(op, key, [out, *operands])):
             self.launch("combine", "combine_kernel", blocks_for(out), memory, [op])
             return
         name = f"plain_kernelILi{len(operands)}ELb{int(key is not None)}ELb{int(set(op.dtype) == {0})}E"
@@ -480,13 +495,20 @@ class Launcher:
         memory.check(self.backend.stats)
 
 
+def span(tensor: Tensor) -> int:
+    """Elements from the first to the last in memory."""
+    return tensor.numel() and 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
 def sizes(out: Tensor) -> tuple[int, int]:
     return out.shape[0], math.prod(out.shape[1:])
 
 
-def is_plain(op: Combine, key: reference.Key | None, coef: Tensor, states: list[Tensor]) -> bool:
+def is_plain(op: Combine, key: reference.Key | None, states: list[Tensor]) -> bool:
     first, aligned = key.first_sample if key else 0, all(x.data_ptr() % (4 * x.element_size()) == 0 for x in states)
-    alike = coef.ndim == 1 and (key is None or key.seed.ndim == 0) and first >> 32 == (first + op.samples - 1) >> 32
+    alike = (
+        not op.coef_per_sample and (key is None or key.seed.ndim == 0) and first >> 32 == (first + op.samples - 1) >> 32
+    )
     return alike and aligned and op.elements % 4 == 0 and op.elements > 4 and op.samples * op.elements < 2**33
 
 

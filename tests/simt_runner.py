@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from emulated import DTYPES, KINDS, ROOT, WRITTEN, Combine, Noise, Probed, residual, sizes, trajectory
+from emulated import DTYPES, KINDS, ROOT, WRITTEN, Combine, Noise, Probed, residual, sizes, span, trajectory
 from torch import Tensor
 
 from fpfast import reference
@@ -96,7 +96,7 @@ class Simt:
         self.library.simt_forget_buffers()
         for tensors, writes in ((writable, True), (readable, False)):
             for tensor in tensors:
-                bytes_ = tensor.numel() * tensor.element_size()
+                bytes_ = span(tensor) * tensor.element_size()
                 self.library.simt_register(ctypes.c_void_p(tensor.data_ptr()), ctypes.c_size_t(bytes_), writes)
         self.library.simt_blocks(ctypes.c_int64(self.first_block), ctypes.c_int64(self.blocks))
         entry = getattr(self.library, f"simt_{name}")
@@ -122,13 +122,25 @@ class Simt:
         count = map(ctypes.c_int64, sizes(out))
         self.call("noise", [out], [key.seed], out, KINDS.index(kind), ctypes.byref(noise(key)), *count)
 
-    def combine(self, out: Tensor, operands: list[Tensor], coef: Tensor, key: reference.Key | None) -> None:
-        op = Combine(out.data_ptr(), operands=len(operands), coef=coef.data_ptr(), coef_per_sample=coef.ndim == 2)
+    def combine(
+        self,
+        out: Tensor,
+        operands: list[Tensor],
+        coef: Tensor,
+        key: reference.Key | None,
+        position: Tensor | None = None,
+    ) -> None:
+        op = Combine(out.data_ptr(), operands=len(operands), coef=coef.data_ptr())
+        if position is None:
+            op.coef_per_sample = coef.ndim == 2
+        else:
+            op.position, op.step_stride = position.data_ptr(), coef.stride(0)
         op.operand[: len(operands)] = [operand.data_ptr() for operand in operands]
         op.dtype[: len(operands)] = [DTYPES.index(operand.dtype) for operand in operands]
         op.noise = noise(key)
         op.samples, op.elements = sizes(out)
-        self.call("combine", [out], [*operands, coef, *seeds(key)], ctypes.byref(op))
+        places = [] if position is None else [position]
+        self.call("combine", [out], [*operands, coef, *seeds(key), *places], ctypes.byref(op))
 
     def pair(self, out: Tensor, x: Tensor, y: Tensor, coef: Tensor, kind: str, key: reference.Key) -> None:
         self.probed("pair", x, {"out": out}, {"x": x, "y": y, "coef": coef}, kind, key)

@@ -1,5 +1,6 @@
 """fpfast::combine: the CPU kernel against the reference, bit for bit, and torch's own checks of the op."""
 
+import itertools
 import math
 
 import pytest
@@ -41,6 +42,27 @@ def test_cpu_kernel_has_the_reference_bits(level, operands, per_sample, key):
         assert same_bits(got, expected)
         Cpu(level).combine(tensors[0], tensors, coef, one)
         assert same_bits(tensors[0], expected)
+
+
+@native
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("key", KEYS, ids=["quiet", "seed", "seeds"])
+def test_numbers_from_memory(level, key):
+    """A position names the step, which is the draw and names the row of coefficients, and the first sample."""
+    from fpfast.native import Cpu
+
+    for shape, dtype in itertools.product(SHAPES, (torch.float32, torch.float64)):
+        tensors, _, one = case(shape, 3, False, key, (dtype,))
+        tensors = [tensor.to(dtype) for tensor in tensors]
+        table = torch.randn(4, 2, 5, generator=torch.Generator().manual_seed(6)).to(dtype)
+        at = one and one._replace(draw=3, first_sample=one.first_sample + 9)
+        expected = torch.full(shape, math.nan, dtype=dtype)
+        reference.combine(expected, tensors, table[3, 1], at)
+        position = torch.tensor([3, 0 if at is None else at.first_sample])
+        for kernels in (reference, Cpu(level)) if dtype == torch.float32 else (reference,):
+            got = torch.full(shape, math.nan, dtype=dtype)
+            kernels.combine(got, tensors, table[:, 1], one, position)
+            assert same_bits(got, expected)
 
 
 @native

@@ -18,6 +18,7 @@ LAYERS = [
     ["sample"],
     ["trajectory"],
     ["loop"],
+    ["graph"],
     ["solvers", "times", "mixture"],
     ["losses"],
     ["residual"],

@@ -73,6 +73,10 @@ CASES = [
     Case((600, 2), "", (SINGLE, SINGLE, SINGLE), "one", in_place=True),
     Case((600, 2), "", (SINGLE,), "none", "each"),
     Case((1, 4099), "", (SINGLE, SINGLE), "one"),
+    *(Case((96, 32), "", (SINGLE, BRAIN, HALF, SINGLE)[:n], "one", placed=True) for n in range(1, 5)),
+    Case((96, 32), "", (SINGLE, SINGLE), "none", placed=True),
+    Case((96, 32), "", (SINGLE, SINGLE), "each", placed=True),
+    Case((300, 5, 1), "", (SINGLE, BRAIN), "one", in_place=True, placed=True),
 ]
 
 

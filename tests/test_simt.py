@@ -13,6 +13,7 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple
 
+import fake_graphs
 import pytest
 import torch
 from conftest import native
@@ -180,6 +181,23 @@ def test_sampling_is_one_launch_a_stage(checked, monkeypatch, solver):
     got = fpfast.sample(score, (9, 3), backend="reference", x=begun, **options)
     table = SOLVERS[solver](Plan(score, grid(score.sde, None, 5), 1.0, False))
     assert checked.launches - before == 5 * len(table.stages)
+    assert difference(got, expected) == ""
+
+
+@native
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_replayed_step_is_one_launch_a_stage(checked, monkeypatch, solver):
+    """By graphs as tests/fake_graphs.py makes them; there a capture runs its step."""
+    score = fpfast.Score(lambda x, t: -x * t[:, None], fpfast.VP())
+    options = {"solver": solver, "steps": 9, "seed": 3, "first_sample": 7, "x": torch.randn(9, 8)}
+    expected = fpfast.sample(score, (9, 8), backend="reference", **options)
+    checked.order(False, False)
+    captures = fake_graphs.install(monkeypatch)
+    monkeypatch.setattr(backends, "kernels", lambda _: fake_graphs.Recorded(checked))
+    before = checked.launches
+    got = fpfast.sample(score, (9, 8), graph=True, **options)
+    table = SOLVERS[solver](Plan(score, grid(score.sde, None, 9), 1.0, False))
+    assert checked.launches - before == (9 + captures[-1].captures) * len(table.stages)
     assert difference(got, expected) == ""
 
 

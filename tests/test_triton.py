@@ -43,12 +43,14 @@ class Case(NamedTuple):
     in_place: bool = False
     wide: bool = False  # count in 64 bits, as arrays of 2^33 elements need
     first: int = FAR["first_sample"]
+    placed: bool = False  # the numbers come from a position in memory
 
     def __str__(self) -> str:
         name = "x".join(map(str, self.shape)) + f"-{self.kind or 'combine'}-{self.seeds}-seed"
         if not self.kind:
             name += f"-{self.coefs}-coef-" + "+".join(str(dtype).removeprefix("torch.") for dtype in self.dtypes)
-        return name + "-in-place" * self.in_place + "-wide" * self.wide + "-zeros" * (self.first == ZERO)
+        name += "-in-place" * self.in_place + "-wide" * self.wide + "-zeros" * (self.first == ZERO)
+        return name + "-placed" * self.placed
 
 
 CASES = [
@@ -60,6 +62,12 @@ CASES = [
         for shape, seeds, coefs in itertools.product(SHAPES[:5], ["one", "each"], ["one", "each"])
     ),
     *(Case(shape, "", OPERANDS[2], seeds, "each", wide=True) for shape in SHAPES[:3] for seeds in ("one", "each")),
+    *(
+        Case(shape, "", dtypes, seeds, in_place=len(dtypes) == 3, placed=True)
+        for shape, dtypes, seeds in itertools.product(
+            [(3, 7), (40, 32), (1000, 2)], [*OPERANDS[:4], (SINGLE, SINGLE)], ["none", "one", "each"]
+        )
+    ),
 ]
 
 
@@ -96,6 +104,7 @@ class Given(NamedTuple):
     coef: Tensor
     key: reference.Key | None
     expected: Tensor
+    position: Tensor | None = None
 
 
 def given(case: Case) -> Given:
@@ -114,6 +123,12 @@ def given(case: Case) -> Given:
     expected = torch.full(case.shape, math.nan)
     if case.kind:
         reference.noise(expected, case.kind, key)
+    elif case.placed:  # a table of 3 steps and 2 stages; the key's own draw and lower bits are not read
+        table, position = torch.randn(3, 2, 5, generator=generator), torch.tensor([2, case.first])
+        at = key and key._replace(draw=2)
+        reference.combine(expected, operands, table[2, 1], at)
+        key = key and key._replace(first_sample=case.first - case.first % 2**32 + 77)
+        return Given(operands, table[:, 1], key, expected, position)
     else:
         reference.combine(expected, operands, coef, key)
     return Given(operands, coef, key, expected)
@@ -131,14 +146,14 @@ def difference(got: Tensor, expected: Tensor) -> str:
 
 def compare(kernels, case: Case) -> str:
     """Runs ``case``; says what is wrong with the result, or with the inputs afterwards."""
-    operands, coef, key, expected = given(case)
+    operands, coef, key, expected, position = given(case)
     out = operands[0] if case.in_place else torch.full(case.shape, math.nan)
     inputs = [tensor for tensor in (*operands, coef) if tensor is not out]
     before = [tensor.clone() for tensor in inputs]
     if case.kind:
         kernels.noise(out, case.kind, key)
     else:
-        kernels.combine(out, operands, coef, key)
+        kernels.combine(out, operands, coef, key, position)
     if not all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True)):
         return "an input was changed"
     return difference(out, expected)

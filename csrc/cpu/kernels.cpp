@@ -90,8 +90,13 @@ void combine_noisy(const Combine& op, int threads) {
   }
 }
 
-void combine(const Combine& op, int threads) {
+void combine(const Combine& given, int threads) {
+  Combine op = given;
   if (op.samples == 0 || op.elements == 0) return;
+  if (op.position != nullptr) {
+    op.coef += op.step_stride * op.position[0];
+    op.noise.draw = uint32_t(op.position[0]), op.noise.first_sample = uint64_t(op.position[1]);
+  }
   op.noise.seeds ? combine_noisy<true>(op, threads) : combine_noisy<false>(op, threads);
 }
 

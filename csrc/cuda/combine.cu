@@ -4,23 +4,37 @@
 namespace fpfast::cuda {
 namespace {
 
+// A call's coefficients and noise, from memory where the call has a position.
+struct Numbers {
+  const float* coef;
+  Noise noise;
+
+  __device__ explicit Numbers(const Combine& op) : coef(op.coef), noise(op.noise) {
+    if (op.position == nullptr) return;
+    coef += op.step_stride * int32_t(op.position[0]);
+    noise.draw = uint32_t(op.position[0]), noise.first_sample = uint64_t(op.position[1]);
+  }
+};
+
 // Any operands, sizes and addresses.
-__global__ void __launch_bounds__(threads_per_block, blocks_together) combine_kernel(Combine op) {
+__global__ void __launch_bounds__(threads_per_block, blocks_of_small) combine_kernel(Combine op) {
   const int64_t groups = (op.elements + 3) / 4, units = op.samples * groups;
   const int64_t stride = int64_t(gridDim.x) * threads_per_block;
+  const Numbers numbers(op);
   for (int64_t q = int64_t(blockIdx.x) * threads_per_block + threadIdx.x; q < units; q += stride) {
     const int64_t sample = q / groups, group = q % groups, left = op.elements - 4 * group;
     const int n = left < 4 ? int(left) : 4;
     const int64_t at = sample * op.elements + 4 * group;
-    const float* c = op.coef + (op.coef_per_sample ? 5 * sample : 0);
+    const float* c = numbers.coef + (op.coef_per_sample ? 5 * sample : 0);
     float sum[4] = {}, v[4] = {};
+    FPFAST_UNROLL
     for (int k = 0; k < max_operands; ++k) {
       if (k >= op.operands) break;
       load(v, op.operand[k], op.dtype[k], at, n);
       for (int e = 0; e < 4; ++e) sum[e] = k == 0 ? c[k] * v[e] : sum[e] + c[k] * v[e];
     }
     if (op.noise.seeds != nullptr) {
-      four_values<Kind::normal>(v, op.noise, sample, uint32_t(group));
+      four_values<Kind::normal>(v, numbers.noise, sample, uint32_t(group));
       for (int e = 0; e < 4; ++e) sum[e] = sum[e] + c[4] * v[e];
     }
     store(op.out + at, sum, n);
@@ -31,24 +45,29 @@ struct None {
   __device__ explicit None(const Noise&) {}
 };
 
-// A seed's keys for all rounds, worked out once for all of a thread's groups.
+// A seed's keys for all rounds, worked out once for all of a thread's groups. The counter's third and fourth word are
+// the same for these too: the keys of the first two rounds hold what comes of them, and the words themselves are 0.
 struct Keys {
-  Words<Scalar> first;  // counter of the first sample
+  uint32_t first;  // the first sample's lower bits
   uint32_t k0[philox_rounds], k1[philox_rounds];
 
-  __device__ explicit Keys(const Noise& noise) : first(counter(noise, noise.first_sample, 0)) {
+  __device__ explicit Keys(const Noise& noise) : first(uint32_t(noise.first_sample)) {
     const uint64_t seed = *noise.seeds;
     for (int round = 0; round < philox_rounds; ++round) {
       k0[round] = uint32_t(seed) + round * philox_step0;
       k1[round] = uint32_t(seed >> 32) + round * philox_step1;
-      asm("" : "+r"(k0[round]));  // else the compiler adds it up again for each group
+      asm("" : "+r"(k0[round]), "+r"(k1[round]));  // else the compiler adds them up again for each group
     }
+    Words<Scalar> alike = counter(noise, noise.first_sample, 0);
+    alike.w1 = 0;
+    alike = philox_round<Scalar>(alike, k0[0], k1[0]);
+    k0[0] = alike.w0, k0[1] ^= alike.w1, k1[0] = alike.w2;
   }
 
   __device__ Words<Scalar> words(uint32_t sample, uint32_t group) const {
-    Words<Scalar> c = first;
-    c.w0 = group, c.w1 += sample;
-    for (int round = 0; round < philox_rounds; ++round) c = philox_round<Scalar>(c, k0[round], k1[round]);
+    const Scalar::Product p = Scalar::product(philox_multiplier0, group);  // the first round, without words of 0
+    Words<Scalar> c = {(first + sample) ^ k0[0], 0, Scalar::high(p) ^ k1[0], Scalar::low(p)};
+    for (int round = 1; round < philox_rounds; ++round) c = philox_round<Scalar>(c, k0[round], k1[round]);
     return c;
   }
 };
@@ -61,11 +80,13 @@ struct Work {
 
 // What nearly all calls are: see is_plain.
 template <int operands, bool noisy, bool single>
-__global__ void __launch_bounds__(threads_per_block, blocks_together) plain_kernel(Combine op, Work work) {
+__global__ void __launch_bounds__(threads_per_block, operands > 2 && single ? blocks_together : blocks_of_small)
+    plain_kernel(Combine op, Work work) {
+  const Numbers numbers(op);
   float c[operands], cz = 0;
-  for (int k = 0; k < operands; ++k) c[k] = op.coef[k];
-  if constexpr (noisy) cz = op.coef[4];
-  const std::conditional_t<noisy, Keys, None> keys(op.noise);
+  for (int k = 0; k < operands; ++k) c[k] = numbers.coef[k];
+  if constexpr (noisy) cz = numbers.coef[4];
+  const std::conditional_t<noisy, Keys, None> keys(numbers.noise);
   for (uint32_t q = blockIdx.x * threads_per_block + threadIdx.x; q < work.units; q += work.stride) {
     const int64_t at = 4 * int64_t(q);
     float sum[4] = {};

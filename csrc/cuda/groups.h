@@ -14,7 +14,12 @@
 namespace fpfast::cuda {
 
 constexpr int threads_per_block = 256;
-constexpr int blocks_together = 6;                 // on a multiprocessor: so no kernel takes more than 40 registers
+constexpr int blocks_together = 6;  // on a multiprocessor: so no kernel takes more than 40 registers
+#if __CUDA_ARCH__ >= 1200
+constexpr int blocks_of_small = 6;  // a multiprocessor has no more threads
+#else
+constexpr int blocks_of_small = 8;  // of kernels that need no more than 32
+#endif
 constexpr int64_t most_blocks = int64_t(1) << 14;  // beyond it a thread takes several groups
 
 inline int blocks_for(int64_t units) {

@@ -8,11 +8,12 @@ struct Words {
 };
 
 constexpr int philox_rounds = 10;
+constexpr uint32_t philox_multiplier0 = 0xD2511F53u, philox_multiplier1 = 0xCD9E8D57u;
 constexpr uint32_t philox_step0 = 0x9E3779B9u, philox_step1 = 0xBB67AE85u;  // of the keys, from round to round
 
 template <class M>
 FPFAST_FN Words<M> philox_round(const Words<M>& c, typename M::Word k0, typename M::Word k1) {
-  const typename M::Product p0 = M::product(0xD2511F53u, c.w0), p1 = M::product(0xCD9E8D57u, c.w2);
+  const typename M::Product p0 = M::product(philox_multiplier0, c.w0), p1 = M::product(philox_multiplier1, c.w2);
   return {M::exclusive_or(M::high(p1), c.w1, k0), M::low(p1), M::exclusive_or(M::high(p0), c.w3, k1), M::low(p0)};
 }
 
