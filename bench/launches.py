@@ -31,7 +31,10 @@ class Recorder:
 
 
 def cases() -> Iterator[tuple[str, Callable[[], None]]]:
-    """Launches of every kernel, with float32 operands and one seed for all samples; and what tells them apart."""
+    """Launches of every kernel, with float32 operands and one seed for all samples; and what tells them apart.
+
+    Combinations are plain ones but for the last, with coefficients of each sample's own.
+    """
     x, y, pair, other = torch.empty(SHAPE), torch.empty(SHAPE), torch.empty(2, *SHAPE), torch.empty(2, *SHAPE)
     key, sums = Key(torch.tensor(0), 0, 0, 0), torch.empty(SHAPE[0])
     coef, of_samples = torch.empty(5), torch.empty(SHAPE[0], 3)
@@ -39,6 +42,7 @@ def cases() -> Iterator[tuple[str, Callable[[], None]]]:
         operands = [x, y, x, y][:count]
         yield f"{count}", partial(combine.combine, x, operands, coef, None)
         yield f"{count} + noise", partial(combine.combine, x, operands, coef, key)
+    yield "2 + noise", partial(combine.combine, x, [x, y], torch.empty(SHAPE[0], 5), key)
     for kind in KINDS:
         yield kind, partial(combine.noise, x, kind, key)
         yield kind, partial(pairs.pair, pair, x, y, of_samples, kind, key)

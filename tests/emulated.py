@@ -371,7 +371,7 @@ class Triton(Backend):
         for file in (combine, pairs):
             for name in [name for name in vars(file) if name.endswith("_kernel")]:
                 monkeypatch.setattr(file, name, Launcher(self, getattr(file, name)))
-        self.groups = groups
+        self.groups, self.combinations = groups, combine
         for name in OPS:
             setattr(self, name, getattr(backends.kernels("triton"), name))
         self.compiled: list[object] = []
@@ -399,7 +399,11 @@ class Launcher:
             metadata=compiled.metadata,
             asm={"ptx": later(compiled.asm["ptx"], self.backend.first_block)},
         )
-        grid = (grid[0] - self.backend.first_block,)
+        if "stride" in named:  # its programs take several blocks each where there are too many
+            blocks = -(-named["units"] // THREADS) - self.backend.first_block
+            grid = (min(grid[0], blocks),)
+        else:
+            grid = (grid[0] - self.backend.first_block,)
         self.backend.stats = ptxrun.triton_launch(moved, grid, given, **self.backend.options())
         memory.check(self.backend.stats)
 

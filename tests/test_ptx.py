@@ -73,6 +73,7 @@ CASES = [
     Case((600, 2), "", (SINGLE, SINGLE, SINGLE), "one", in_place=True),
     Case((600, 2), "", (SINGLE,), "none", "each"),
     Case((1, 4099), "", (SINGLE, SINGLE), "one"),
+    Case((8, 8), "", (SINGLE,), first=2**32 - 3),
 ]
 
 
@@ -122,6 +123,13 @@ def test_cuda_threads_take_several_groups_where_blocks_run_out(cuda):
     for case in cases:
         assert compare(cuda, case) == ""
         assert cuda.stats.blocks == 2
+
+
+def test_triton_programs_take_several_blocks_where_programs_run_out(triton, monkeypatch):
+    monkeypatch.setattr(triton.combinations, "PROGRAMS", 2)
+    for case in (Case((700, 8), "", (SINGLE, BRAIN), "one"), Case((1024, 8), "", (SINGLE,), "none")):
+        assert compare(triton, case) == ""
+        assert triton.stats.blocks == 2
 
 
 @pytest.mark.parametrize("misaligned", ["out", "operands"])
