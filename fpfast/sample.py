@@ -145,7 +145,7 @@ def sample(
     if net is None:
         run = Loop(score, table, ends, backend, device, dtype, callback, chosen)
     else:
-        run = FusedLoop(schedule(net, score, table, device, dtype), table, ends, callback, chosen)
+        run = FusedLoop(schedule(net, score, table, asked, device, dtype), table, ends, callback, chosen)
     out = torch.empty(shape, dtype=dtype, device=device)
     starts = range(0, shape[0], batch_size)
     began = time.perf_counter()

@@ -356,7 +356,7 @@ class Triton(Backend):
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
-        from fpfast.kernels import combine, groups, pairs
+        from fpfast.kernels import combine, groups, pairs, trajectory
         from triton.backends.compiler import GPUTarget
 
         from fpfast import backends
@@ -368,12 +368,13 @@ class Triton(Backend):
             get_current_stream=lambda _: 0,
         )
         monkeypatch.setattr(importlib.import_module("triton.runtime.jit"), "driver", SimpleNamespace(active=driver))
-        for file in (combine, pairs):
+        for file in (combine, pairs, trajectory):
             for name in [name for name in vars(file) if name.endswith("_kernel")]:
                 monkeypatch.setattr(file, name, Launcher(self, getattr(file, name)))
         self.groups, self.combinations = groups, combine
         for name in OPS:
             setattr(self, name, getattr(backends.kernels("triton"), name))
+        self.trajectory = trajectory.trajectory
         self.compiled: list[object] = []
 
 
@@ -391,8 +392,12 @@ class Launcher:
         self.backend.compiled.append(compiled)
         named = {**dict(zip(self.function.arg_names, args, strict=False)), **options}
         tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+        scratch = tensors.pop("scratch", None)
         outputs = [tensors.pop(name) for name in ("out", "sums") if name in tensors]
+        outputs += [tensors[name] for name in ("states",) if name in tensors]  # which is read, too
         memory = Memory(outputs, list(tensors.values()), whole=self.backend.first_block == 0)
+        if scratch is not None:  # it is read where it was written, but not all of it need be
+            memory.add(scratch, output=True)
         given = {name: memory[value] if isinstance(value, Tensor) else value for name, value in named.items()}
         moved = SimpleNamespace(
             src=compiled.src,

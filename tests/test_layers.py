@@ -27,7 +27,7 @@ LAYERS = [
     ["score"],
     ["copies"],
     ["fused"],
-    ["fragments", "jets"],
+    ["fragments", "tiles", "jets"],
     ["recognise"],
     ["layers"],
     ["shapes"],
