@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from fpfast.kernels import combine, pairs
+from fpfast.kernels import combine, pairs, trajectory
 from triton.backends.compiler import GPUTarget
 
 from fpfast.reference import KINDS, Key
@@ -50,6 +50,10 @@ def cases() -> Iterator[tuple[str, Callable[[], None]]]:
         yield f"probe_dot {kind}", partial(pairs.probe_dot, sums, x, kind, key)
     yield "defect", partial(pairs.defect, y, sums, x, pair, of_samples)
     yield "product", partial(pairs.product, sums, x, pair, other, of_samples)
+    names = ("slot_rows", "program", "actions", "evaluations")
+    run = {name: torch.empty(1, 1, dtype=torch.int64) for name in names}
+    run |= {name: torch.empty(1, 1) for name in ("weights", "biases", "coef")}
+    yield "", partial(trajectory.trajectory, [torch.empty(64, 2)], run, (0, 1), 64, key)
 
 
 def compiled(architecture: str) -> Iterator[tuple[str, Any]]:
@@ -62,7 +66,7 @@ def compiled(architecture: str) -> Iterator[tuple[str, Any]]:
     )
     jit: Any = importlib.import_module("triton.runtime.jit")
     kept: list[Any] = []
-    files = (combine, pairs)
+    files = (combine, pairs, trajectory)
     originals = [(file, name, getattr(file, name)) for file in files for name in dir(file) if name.endswith("_kernel")]
     before, jit.driver = jit.driver, SimpleNamespace(active=driver)
     try:
@@ -71,7 +75,7 @@ def compiled(architecture: str) -> Iterator[tuple[str, Any]]:
         for name, launch in cases():
             launch()
             function, kernel = kept.pop()
-            yield f"{function.__module__.rpartition('.')[2]}.py: {function.__name__} {name}", kernel
+            yield f"{function.__module__.rpartition('.')[2]}.py: {function.__name__} {name}".rstrip(), kernel
     finally:
         jit.driver = before
         for file, name, value in originals:

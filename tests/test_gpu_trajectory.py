@@ -23,7 +23,7 @@ from fpfast.reference import Key
 from fpfast.solvers import SOLVERS, Table
 from fpfast.solvers import Plan as SolverPlan
 from fpfast.times import grid
-from fpfast.trajectory import FusedLoop, GpuSchedule, Schedule, TritonSchedule, _engine, fusible
+from fpfast.trajectory import FusedLoop, GpuSchedule, Schedule, TritonSchedule, fusible, schedule
 
 pytestmark = pytest.mark.skipif(
     backends.BACKENDS["cpu"].missing() is not None, reason="the native kernels are not built"
@@ -230,7 +230,14 @@ def test_triton_runs_it_where_cuda_is_not_built(monkeypatch):
     score = fpfast.Score(net, fpfast.OU(T=1.0), predicts="potential")
     found = {name: fusible(score, table, (4, 2), name, device, torch.float32) for name in ("auto", "triton", "cuda")}
     assert found == {"auto": (net, None), "triton": (net, None), "cuda": (None, "it is not built")}
-    assert (_engine("auto", device), _engine("auto", torch.device("cpu"))) == ("triton", "cpu")
+    monkeypatch.setattr("fpfast.trajectory.TritonSchedule", lambda *given: given)
+    monkeypatch.setattr("fpfast.backends.kernels", lambda name: f"kernels of {name}")
+    assert schedule(net, score, table, "auto", device, torch.float32)[1:] == (
+        "gradient",
+        table,
+        device,
+        "kernels of triton",
+    )
 
 
 class Bare(nn.Module):
