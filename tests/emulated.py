@@ -371,7 +371,7 @@ class Triton(Backend):
         for file in (combine, pairs, trajectory):
             for name in [name for name in vars(file) if name.endswith("_kernel")]:
                 monkeypatch.setattr(file, name, Launcher(self, getattr(file, name)))
-        self.groups, self.combinations = groups, combine
+        self.groups, self.combinations, self.trajectories = groups, combine, trajectory
         for name in OPS:
             setattr(self, name, getattr(backends.kernels("triton"), name))
         self.trajectory = trajectory.trajectory

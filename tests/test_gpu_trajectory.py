@@ -189,6 +189,16 @@ def test_samples_do_not_depend_on_their_neighbours(kernels):
     assert torch.equal(run(schedule, x)[11:], run(schedule, x[11:], later))
 
 
+@pytest.mark.parametrize("kernels", [pytest.param("triton", marks=PTX)], indirect=True)
+def test_programs_take_several_tiles_where_programs_run_out(kernels, monkeypatch):
+    case = CASES["two-steps"]
+    net, table, x = fused.compile(case.net, case.dimension), table_of(case), states(case)
+    expected = run(gpu_schedule(kernels, net, "output", table), x)
+    monkeypatch.setattr(kernels.trajectories, "PROGRAMS", 2)
+    assert torch.equal(run(gpu_schedule(kernels, net, "output", table), x), expected)
+    assert kernels.stats.blocks == 2
+
+
 def test_a_sample_that_is_not_finite_stays_alone(kernels):
     case = CASES["two-steps"]
     net, table, x = fused.compile(case.net, case.dimension), table_of(case), states(case)
