@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 from fpfast.kernels.activation import activation
-from fpfast.kernels.groups import on_device, values, words
+from fpfast.kernels.groups import NVIDIA, on_device, values, words
 from torch import Tensor
 
 from fpfast.reference import Key
@@ -17,7 +17,6 @@ from fpfast.reference import Key
 # With more samples, or more warps for as many, the compiler runs out of registers or repeats products in several warps.
 SAMPLES, ROWS, WARPS = 16, 16, 1
 PROGRAMS = 1024  # about eight for each multiprocessor of a large GPU, whose caches are to hold their values
-PRECISION = "tf32x3" if torch.version.hip is None else "ieee"  # three products of tensor cores: all but 2^-22
 NUMBERS = [
     *("tiles", "samples", "dimension", "rows", "slots", "instructions", "bias_width", "count", "stages"),
     *("first_step", "last_step", "first_sample"),
@@ -52,8 +51,29 @@ def _place(line, K: tl.constexpr, source, target):
 
 
 @triton.jit
+def _split(x):
+    """A number's upper 11 bits, rounded, and what is left."""
+    high = ((x.to(tl.uint32, bitcast=True) + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
+    return high, x - high
+
+
+@triton.jit
+def _plus_product(sums, x, w):
+    """sums + x w, all but 2^-22 of it; three products of tensor cores, as csrc/cuda/network.h has them."""
+    if NVIDIA:  # tl.dot's own "tf32x3" takes half as many instructions again
+        high, low = _split(x)
+        w_high, w_low = _split(w)
+        sums = tl.dot(low, w_high, sums, input_precision="tf32")
+        sums = tl.dot(high, w_low, sums, input_precision="tf32")
+        sums = tl.dot(high, w_high, sums, input_precision="tf32")
+    else:
+        sums = tl.dot(x, w, sums, input_precision="ieee")
+    return sums
+
+
+@triton.jit
 def _linear(at, weights, bias_row, out, factor, source, other, rows, columns, bias, SAMPLES: tl.constexpr,
-            ROWS: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+            ROWS: tl.constexpr):  # fmt: skip
     """out = (W in + bias + other) * factor; W comes as [row tile][column tile][ROWS columns][ROWS rows]."""
     square = tl.arange(0, ROWS)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
     width = (columns + ROWS - 1) // ROWS * ROWS
@@ -62,7 +82,7 @@ def _linear(at, weights, bias_row, out, factor, source, other, rows, columns, bi
         for column in range(0, columns, ROWS):
             x = tl.load(_tile(at, source + column, SAMPLES, ROWS))
             w = tl.load(weights + (row * width + column * ROWS) + square)
-            sums = tl.dot(x, w, sums, input_precision=PRECISION)
+            sums = _plus_product(sums, x, w)
         if bias != NOTHING:
             sums += tl.load(bias_row + bias + row + tl.arange(0, ROWS))[None, :]
         if other != NOTHING:
@@ -109,7 +129,7 @@ def _elementwise(op, at, vector, bias_row, out, source, other, rows, bias, SAMPL
 
 @triton.jit
 def _evaluate(at, program, weights, bias_row, instructions, source, target, SAMPLES: tl.constexpr,
-              ROWS: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+              ROWS: tl.constexpr):  # fmt: skip
     """The program at the rows from ``source``, its end to those from ``target``."""
     for number in range(instructions):
         line = program + number * 11
@@ -118,7 +138,7 @@ def _evaluate(at, program, weights, bias_row, instructions, source, target, SAMP
         a, b = _place(line, 4, source, target), _place(line, 5, source, target)
         numbers = weights + tl.multiple_of(tl.load(line + 8), ROWS)
         if op == LINEAR:
-            _linear(at, numbers, bias_row, out, first, a, b, rows, columns, bias, SAMPLES, ROWS, PRECISION)
+            _linear(at, numbers, bias_row, out, first, a, b, rows, columns, bias, SAMPLES, ROWS)
         elif op == ACTIVATE:
             second = _place(line, 3, source, target)
             _activate(at, tl.load(numbers), _field(line, 10), out, first, second, a, rows, SAMPLES, ROWS)
@@ -180,8 +200,7 @@ def trajectory_kernel(states, scratch, slot_rows, program, weights, biases, acti
                       tiles: tl.int32, samples: tl.int64, dimension: tl.int32, rows: tl.int32, slots: tl.int32,
                       instructions: tl.int32, bias_width: tl.int32, count: tl.int32, stages: tl.int32,
                       first_step: tl.int32, last_step: tl.int32, first_sample: tl.int64,
-                      SEED_PER_SAMPLE: tl.constexpr, SAMPLES: tl.constexpr, ROWS: tl.constexpr,
-                      PRECISION: tl.constexpr):  # fmt: skip
+                      SEED_PER_SAMPLE: tl.constexpr, SAMPLES: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
     at = scratch + tl.program_id(0).to(tl.int64) * rows * SAMPLES
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         first = tl.cast(tile, tl.int64) * SAMPLES
@@ -200,7 +219,7 @@ def trajectory_kernel(states, scratch, slot_rows, program, weights, biases, acti
                     evaluation = tl.load(evaluations + step * stages + stage)
                     if evaluation != NOTHING:
                         _evaluate(at, program, weights, biases + evaluation * bias_width, instructions, source, target,
-                                  SAMPLES, ROWS, PRECISION)  # fmt: skip
+                                  SAMPLES, ROWS)  # fmt: skip
                 tl.debug_barrier()
         _transfer(states, at, slot_rows, slots, first, samples, dimension, SAMPLES, ROWS, False)
 
@@ -225,7 +244,7 @@ def trajectory(
             together, together.new_empty(programs * rows * SAMPLES), *(device[name] for name in names), key.seed, tiles,
             samples, dimension, rows, slots, len(device["program"]), device["biases"].shape[1], len(device["actions"]),
             device["evaluations"].shape[1], *steps, key.first_sample, SEED_PER_SAMPLE=key.seed.ndim == 1,
-            SAMPLES=SAMPLES, ROWS=ROWS, PRECISION=PRECISION, num_warps=WARPS, enable_fp_fusion=False,
+            SAMPLES=SAMPLES, ROWS=ROWS, num_warps=WARPS, enable_fp_fusion=False,
         )  # fmt: skip
     if slots > 1:
         for state, new in zip(states, together, strict=True):
