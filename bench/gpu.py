@@ -169,8 +169,8 @@ def _path_sides(where: torch.device, predicts: str, batch: int, quick: bool) -> 
         with torch.enable_grad():
             return torch.autograd.grad(net(x, t).sum(), x)[0]
 
-    def fused() -> tuple[Run, str]:
-        run = waited(partial(fpfast.sample, score, shape, steps=steps, seed=0, device=where), where)
+    def fused(backend: str = "auto") -> tuple[Run, str]:
+        run = waited(partial(fpfast.sample, score, shape, steps=steps, seed=0, device=where, backend=backend), where)
         run()
         return run, ""
 
@@ -200,7 +200,9 @@ def _path_sides(where: torch.device, predicts: str, batch: int, quick: bool) -> 
         run()
         return run, ""
 
-    sides: dict[str, Side] = {"fpfast": fused, "fpfast, loop": partial(loop, False)}
+    sides: dict[str, Side] = {"fpfast": fused}
+    sides |= {f"fpfast {name}": partial(fused, name) for name in gpu_checks.engines(where)[1:]}
+    sides["fpfast, loop"] = partial(loop, False)
     if where.type == "cuda" and not quick:  # whose steps are too few
         sides["fpfast, loop, graph"] = partial(loop, True)
     sides["torch eager"] = lambda: ready(by_hand(step))

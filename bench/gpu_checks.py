@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import fpfast
 from fpfast import backends, reference
 from fpfast.network import MLP
+from fpfast.trajectory import ENGINES
 
 SHAPES = [(1, 1), (3, 7), (1000, 2), (64, 3, 32, 32), (1, 2**20 + 5)]
 LARGE = (4, 2**23)  # threads take several groups
@@ -27,6 +28,11 @@ def serving(device: torch.device) -> list[str]:
     return [name for name in backends.BACKENDS if name in found - {"reference"}]
 
 
+def engines(device: torch.device) -> list[str]:
+    """Those of them that run networks whole."""
+    return [name for name in serving(device) if name in ENGINES[device.type]]
+
+
 def checks(device: torch.device) -> Iterator[Check]:
     large = [LARGE] if device.type == "cuda" else []
     for name in serving(device):
@@ -37,9 +43,11 @@ def checks(device: torch.device) -> Iterator[Check]:
         if device.type == "cuda":
             for solver in fpfast.solvers.SOLVERS:
                 yield f"{name}, graph, {solver}", lambda name=name, solver=solver: _graph(name, solver, device)
-    for case in NETWORKS:
-        for solver in fpfast.solvers.SOLVERS:
-            yield f"trajectory, {case}, {solver}", lambda case=case, solver=solver: _path(case, solver, device)
+    for name, case, solver in itertools.product(engines(device), NETWORKS, fpfast.solvers.SOLVERS):
+        yield (
+            f"{name}, trajectory, {case}, {solver}",
+            lambda name=name, case=case, solver=solver: _path(name, case, solver, device),
+        )
 
 
 def _key(seeds: Tensor) -> reference.Key:
@@ -144,7 +152,7 @@ def _graph(name: str, solver: str, device: torch.device) -> str:
     return ""
 
 
-def _path(case: str, solver: str, device: torch.device) -> str:
+def _path(name: str, case: str, solver: str, device: torch.device) -> str:
     """Against the same samples on the CPU, whose noise has the same bits."""
     net = network(case).requires_grad_(False)
     score = fpfast.Score(net, fpfast.OU(T=1.0), predicts=case.split()[-1])
@@ -154,7 +162,7 @@ def _path(case: str, solver: str, device: torch.device) -> str:
         net.cpu()
         want = fpfast.sample(score, shape, **options)
         net.to(device)
-        got, info = fpfast.sample(score, shape, device=device, return_info=True, **options)
+        got, info = fpfast.sample(score, shape, device=device, backend=name, return_info=True, **options)
         if not info.fused:
             return f"it did not run in the fused engine: {info.not_fused}"
         error = float((got.cpu() - want).abs().max() / want.abs().max())

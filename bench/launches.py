@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from fpfast.kernels import combine, pairs
+from fpfast.kernels import combine, pairs, trajectory
 from triton.backends.compiler import GPUTarget
 
 from fpfast.reference import KINDS, Key
@@ -31,7 +31,10 @@ class Recorder:
 
 
 def cases() -> Iterator[tuple[str, Callable[[], None]]]:
-    """Launches of every kernel, with float32 operands and one seed for all samples; and what tells them apart."""
+    """Launches of every kernel, with float32 operands and one seed for all samples; and what tells them apart.
+
+    Combinations are plain ones but for the last, with coefficients of each sample's own.
+    """
     x, y, pair, other = torch.empty(SHAPE), torch.empty(SHAPE), torch.empty(2, *SHAPE), torch.empty(2, *SHAPE)
     key, sums = Key(torch.tensor(0), 0, 0, 0), torch.empty(SHAPE[0])
     coef, of_samples = torch.empty(5), torch.empty(SHAPE[0], 3)
@@ -41,6 +44,7 @@ def cases() -> Iterator[tuple[str, Callable[[], None]]]:
         yield f"{count}", partial(combine.combine, x, operands, coef, None)
         yield f"{count} + noise", partial(combine.combine, x, operands, coef, key)
         yield f"{count} + noise, position", partial(combine.combine, x, operands, rows, key, position)
+    yield "2 + noise", partial(combine.combine, x, [x, y], torch.empty(SHAPE[0], 5), key)
     for kind in KINDS:
         yield kind, partial(combine.noise, x, kind, key)
         yield kind, partial(pairs.pair, pair, x, y, of_samples, kind, key)
@@ -48,6 +52,10 @@ def cases() -> Iterator[tuple[str, Callable[[], None]]]:
         yield f"probe_dot {kind}", partial(pairs.probe_dot, sums, x, kind, key)
     yield "defect", partial(pairs.defect, y, sums, x, pair, of_samples)
     yield "product", partial(pairs.product, sums, x, pair, other, of_samples)
+    names = ("slot_rows", "program", "actions", "evaluations")
+    run = {name: torch.empty(1, 1, dtype=torch.int64) for name in names}
+    run |= {name: torch.empty(1, 1) for name in ("weights", "biases", "coef")}
+    yield "", partial(trajectory.trajectory, [torch.empty(64, 2)], run, (0, 1), 64, key)
 
 
 def compiled(architecture: str) -> Iterator[tuple[str, Any]]:
@@ -60,7 +68,7 @@ def compiled(architecture: str) -> Iterator[tuple[str, Any]]:
     )
     jit: Any = importlib.import_module("triton.runtime.jit")
     kept: list[Any] = []
-    files = (combine, pairs)
+    files = (combine, pairs, trajectory)
     originals = [(file, name, getattr(file, name)) for file in files for name in dir(file) if name.endswith("_kernel")]
     before, jit.driver = jit.driver, SimpleNamespace(active=driver)
     try:
@@ -69,7 +77,7 @@ def compiled(architecture: str) -> Iterator[tuple[str, Any]]:
         for name, launch in cases():
             launch()
             function, kernel = kept.pop()
-            yield f"{function.__module__.rpartition('.')[2]}.py: {function.__name__} {name}", kernel
+            yield f"{function.__module__.rpartition('.')[2]}.py: {function.__name__} {name}".rstrip(), kernel
     finally:
         jit.driver = before
         for file, name, value in originals:

@@ -101,7 +101,7 @@ def _load_cuda() -> Any:
 
 
 def _load_triton() -> Any:
-    from fpfast.kernels import combine, pairs
+    from fpfast.kernels import combine, pairs, trajectory
 
     return SimpleNamespace(
         noise=combine.noise,
@@ -111,6 +111,7 @@ def _load_triton() -> Any:
         product=pairs.product,
         probe_dot=pairs.probe_dot,
         probe_times=pairs.probe_times,
+        trajectory=trajectory.trajectory,
     )
 
 

@@ -120,7 +120,7 @@ def sample(
         return_info: return (samples, :class:`Info`).
 
     The layers of a perceptron (see :mod:`fpfast.fused`) run inside the kernel, all steps in one go, on the CPU and,
-    where the CUDA kernels are built, on a GPU. It is called once, on three points, to check what was recognised (of a
+    in CUDA or Triton, on a GPU. It is called once, on three points, to check what was recognised (of a
     network on a GPU, a copy on the CPU); a potential a second time when it is new. backend="reference" calls it as any
     other network is called: as it is, so put it in evaluation mode if it has dropout. Its inputs x and t are the run's
     own memory: the next step overwrites them, and the last state is what is returned. So a network must not change
@@ -169,7 +169,7 @@ def sample(
     if net is None:
         run = Loop(score, table, ends, backend, device, dtype, callback, chosen, lengths, graph is True)
     else:
-        run = FusedLoop(schedule(net, score, table, device, dtype), table, ends, callback, chosen)
+        run = FusedLoop(schedule(net, score, table, asked, device, dtype), table, ends, callback, chosen)
     out = torch.empty(shape, dtype=dtype, device=device)
     began = time.perf_counter()
     with tqdm(total=len(starts) * run.steps, desc="sampling", unit="step", disable=not progress) as bar:

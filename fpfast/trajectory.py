@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fpfast import backends, fragments, packing
-from fpfast.assemble import PLAIN, Layout
+from fpfast import backends, fragments, packing, tiles
+from fpfast.assemble import PLAIN, Layout, Program
 from fpfast.errors import bad
 from fpfast.fused import Fused, Unsupported, recognised
 from fpfast.loop import Callback
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fpfast.native import Cuda
 
 NOTHING = -1
+ENGINES = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # backends that run networks whole, in order of preference
 # Floating-point operations in one native call: so long a progress bar, or Ctrl-C, has to wait.
 WORK = {"cpu": 2 * 10**10, "cuda": 10**14}
 
@@ -31,11 +32,11 @@ def fusible(
     score: Score, table: Table, shape: tuple[int, ...], backend: str, device: torch.device, dtype: torch.dtype
 ) -> tuple[Fused | None, str | None]:
     """The network if the fused engine runs it, else why not. ``backend`` is the one that the user asked for."""
-    if device.type not in WORK:
+    if device.type not in ENGINES:
         return None, f"the state is on {device}"
-    if backend not in ("auto", device.type):
+    if (engine := _engine(backend, device)) is None:
         return None, f"backend is {backend!r}"
-    if (missing := backends.BACKENDS["cpu"].missing() or backends.BACKENDS[device.type].missing()) is not None:
+    if (missing := backends.BACKENDS["cpu"].missing() or backends.BACKENDS[engine].missing()) is not None:
         return None, missing
     if device.type == "cuda" and dtype != torch.float32:
         return None, f"the state is {dtype}"
@@ -51,7 +52,7 @@ def fusible(
             want = f"a network compiled for dimension {shape[1]}, with {outputs} outputs"
             flat = ", flat" if net.flat else ""
             raise bad("score", want, f"dimension {net.dimension}, {net.outputs} outputs{flat}")
-        return (net, None) if (reason := _too_large(net, score, table, device)) is None else (None, reason)
+        return (net, None) if (reason := _too_large(net, score, table, device, engine)) is None else (None, reason)
     if not isinstance(net, nn.Module):
         return None, "net is a function, not a torch.nn.Module"
     if dtype != torch.float32:
@@ -66,7 +67,15 @@ def fusible(
         fused.value(_what(score))
     except Unsupported as error:
         return None, str(error)
-    return (fused, None) if (reason := _too_large(fused, score, table, device)) is None else (None, reason)
+    return (fused, None) if (reason := _too_large(fused, score, table, device, engine)) is None else (None, reason)
+
+
+def _engine(backend: str, device: torch.device) -> str | None:
+    """The backend that is to run networks whole; of "auto" the first that is not missing. None if it is not one."""
+    engines = ENGINES[device.type]
+    if backend == "auto":
+        return next((name for name in engines if backends.BACKENDS[name].missing() is None), engines[0])
+    return backend if backend in engines else None
 
 
 def _cuda() -> Cuda:
@@ -75,9 +84,9 @@ def _cuda() -> Cuda:
     return Cuda()
 
 
-def _too_large(net: Fused, score: Score, table: Table, device: torch.device) -> str | None:
-    """Why a GPU's shared memory does not hold the values of 16 samples; None where it does, and for a processor."""
-    if device.type != "cuda":
+def _too_large(net: Fused, score: Score, table: Table, device: torch.device, engine: str) -> str | None:
+    """Why a GPU's shared memory does not hold the values of 16 samples; None where it does, and where it need not."""
+    if engine != "cuda":
         return None
     what, rows = _what(score), Plan(table, net.dimension, fragments.LAYOUT).rows
     needed = net.remembered(
@@ -128,24 +137,15 @@ class Schedule:
 
 
 class GpuSchedule:
-    """A plan with its numbers, for one GPU."""
+    """A plan with its numbers, for the CUDA kernel on one GPU."""
 
     device = "cuda"
 
     def __init__(self, net: Fused, what: str, table: Table, device: torch.device, kernels: Cuda) -> None:
         self.plan, self.kernels = Plan(table, net.dimension, fragments.LAYOUT), kernels
         self.program, self.dimension = net.program(what, self.plan.rows, fragments.LAYOUT), net.dimension
-        self.host = {
-            "program": self.program.instructions,
-            "actions": self.plan.actions,
-            "evaluations": self.plan.bias_rows,
-            "slabs": fragments.slabs(self.program),
-        }
-        numbers = {
-            "weights": self.program.weights(packing.fragments, torch.float32),
-            "biases": self.program.biases(table.times[table.evaluate], torch.float32),
-            "coef": table.coef.float(),
-        }
+        self.host = {**_code(self.program, self.plan), "slabs": fragments.slabs(self.program)}
+        numbers = _numbers(self.program, table, packing.fragments)
         self.there = {name: tensor.to(device).contiguous() for name, tensor in {**self.host, **numbers}.items()}
 
     def run(self, slots: list[tuple[Tensor, int]], steps: tuple[int, int], key: Key) -> None:
@@ -161,14 +161,52 @@ class GpuSchedule:
         )
 
 
+class TritonSchedule:
+    """A plan with its numbers, for the Triton kernel on one GPU."""
+
+    device = "cuda"
+
+    def __init__(self, net: Fused, what: str, table: Table, device: torch.device, kernels: Any) -> None:
+        self.plan, self.kernels = Plan(table, net.dimension, tiles.LAYOUT), kernels
+        self.program = net.program(what, self.plan.rows, tiles.LAYOUT)
+        numbers = {
+            **_code(self.program, self.plan),
+            **_numbers(self.program, table, tiles.tiles),
+            "slot_rows": torch.tensor([*self.plan.kept.values()]),
+        }
+        self.there = {name: tensor.to(device).contiguous() for name, tensor in numbers.items()}
+
+    def run(self, slots: list[tuple[Tensor, int]], steps: tuple[int, int], key: Key) -> None:
+        states = [state for state, _ in slots]
+        self.kernels.trajectory(states=states, device=self.there, steps=steps, rows=self.program.rows, key=key)
+
+
+def _code(program: Program, plan: Plan) -> dict[str, Tensor]:
+    return {"program": program.instructions, "actions": plan.actions, "evaluations": plan.bias_rows}
+
+
+def _numbers(program: Program, table: Table, pack: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    return {
+        "weights": program.weights(pack, torch.float32),
+        "biases": program.biases(table.times[table.evaluate], torch.float32),
+        "coef": table.coef.float(),
+    }
+
+
 def schedule(
-    net: Fused, score: Score, table: Table, device: torch.device, dtype: torch.dtype
-) -> Schedule | GpuSchedule:
+    net: Fused, score: Score, table: Table, backend: str, device: torch.device, dtype: torch.dtype
+) -> Schedule | GpuSchedule | TritonSchedule:
     """The table made ready for the engine, here or at an earlier call."""
-    what = _what(score)
-    if device.type == "cpu":
-        return net.remembered((what, table, dtype), lambda: Schedule(net, what, table, dtype))
-    return net.remembered((what, table, device), lambda: GpuSchedule(net, what, table, device, _cuda()))
+    what, engine = _what(score), _engine(backend, device)
+
+    def make() -> Schedule | GpuSchedule | TritonSchedule:
+        if engine == "cpu":
+            return Schedule(net, what, table, dtype)
+        if engine == "cuda":
+            return GpuSchedule(net, what, table, device, _cuda())
+        return TritonSchedule(net, what, table, device, backends.kernels("triton"))
+
+    return net.remembered((what, table, engine, device, dtype), make)
 
 
 class FusedLoop:
@@ -176,7 +214,7 @@ class FusedLoop:
 
     def __init__(
         self,
-        schedule: Schedule | GpuSchedule,
+        schedule: Schedule | GpuSchedule | TritonSchedule,
         table: Table,
         ends: Sequence[float],
         callback: Callback | None,

@@ -20,13 +20,18 @@ LANES = 256
 WARPS = LANES // 32
 SMALL = 2**31 - LANES  # the most units that 32-bit numbers count, those past the end in the last program included
 
-# Scalars, one a coefficient: not every Triton in use can index a constant tuple.
-L7, L6, L5, L4, L3, L2, L1, L0 = map(tl.constexpr, reference.LOG)
+# Scalars, one a coefficient: not every Triton in use can index a constant tuple. Those of the logarithm are of 2 log u,
+# for u given as 2^32 u and its exponent e as 2^23 e, as in csrc/math/normal.h.
+L7, L6, L5, L4, L3, L2, L1, L0 = (tl.constexpr(2 * c) for c in reference.LOG)
 S3, S2, S1, S0 = map(tl.constexpr, reference.SINE)
 C3, C2, C1, C0 = map(tl.constexpr, reference.COSINE)
-LN2_HIGH = tl.constexpr(reference.LN2_HIGH)
-LN2_LOW = tl.constexpr(reference.LN2_LOW)
+LN2_HIGH = tl.constexpr(reference.LN2_HIGH * 2**-22)
+LN2_LOW = tl.constexpr(reference.LN2_LOW * 2**-22)
 SQRT_HALF_BITS = tl.constexpr(reference.SQRT_HALF_BITS)
+TWO_32 = tl.constexpr(32 << 23)  # 2^32, in an exponent
+
+# PTX can be written in a kernel. Not so in the interpreter, nor on an AMD GPU.
+NVIDIA = tl.constexpr(torch.version.hip is None and not triton.knobs.runtime.interpret)
 
 # Sizes and noise numbers are always 64-bit and never specialised. Left to itself Triton would make a constant of 1,
 # and compile again when a number becomes a multiple of 16 or outgrows 32 bits: `draw` changes with every step.
@@ -34,11 +39,22 @@ NUMBERS = ["elements", "units", "first_sample", "stream", "draw", "step_stride"]
 
 
 @triton.jit
+def _product(word, CONSTANT: tl.constexpr):
+    """Upper and lower half."""
+    if NVIDIA:  # of two products, or one in 64 bits, the compilers do not always make one instruction
+        both = tl.inline_asm_elementwise("mul.wide.u32 $0, $1, $2;", "=l,r,r", [word, CONSTANT], tl.uint64, True, 1)
+        high, low = (both >> 32).to(tl.uint32), both.to(tl.uint32)
+    else:
+        high, low = tl.umulhi(word, CONSTANT), word * CONSTANT
+    return high, low
+
+
+@triton.jit
 def _philox(c0, c1, c2, c3, k0, k1):
     """Philox4x32-10 of uint32 words; any of them may be a scalar."""
     for _ in tl.static_range(10):
-        high0, low0 = tl.umulhi(c0, 0xD2511F53), c0 * 0xD2511F53  # of a 64-bit product LLVM makes slower code
-        high1, low1 = tl.umulhi(c2, 0xCD9E8D57), c2 * 0xCD9E8D57
+        high0, low0 = _product(c0, 0xD2511F53)
+        high1, low1 = _product(c2, 0xCD9E8D57)
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
         k0, k1 = k0 + 0x9E3779B9, k1 + 0xBB67AE85
     return c0, c1, c2, c3
@@ -51,8 +67,8 @@ def _cubic(a3, a2, a1, a0, x):
 
 @triton.jit
 def _uniform(word):
-    """u = float(r) 2^-32 + 2^-33, in (0, 1]."""
-    return word.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10
+    """u = float(r) 2^-32 + 2^-33, in (0, 1]; the product is exact."""
+    return tl.fma(word.to(tl.float32), 2.3283064365386963e-10, 1.1641532182693481e-10)
 
 
 @triton.jit
@@ -61,38 +77,45 @@ def _rademacher(word):
 
 
 @triton.jit
-def _log_uniform(u):
-    """log u for u in [2^-33, 1]."""
-    shifted = u.to(tl.int32, bitcast=True) - SQRT_HALF_BITS
-    e = (shifted >> 23).to(tl.float32)
-    f = ((shifted & 0x007FFFFF) + SQRT_HALF_BITS).to(tl.float32, bitcast=True) - 1.0
+def _two_log(word):
+    """2 log u for the word's uniform value, with the bits of (e high + (e low + (f + f f q))) 2."""
+    bits = (word.to(tl.float32) + 0.5).to(tl.uint32, bitcast=True)
+    exponent = (bits - (TWO_32 + SQRT_HALF_BITS)) & 0xFF800000
+    f = (bits - exponent - TWO_32).to(tl.float32, bitcast=True) - 1.0
     q = _cubic(L7, L6, L5, L4, f)
     q = (((q * f + L3) * f + L2) * f + L1) * f + L0
-    tail = e * LN2_LOW + (f + f * f * q)
-    return e * LN2_HIGH + tail
+    e = exponent.to(tl.int32, bitcast=True).to(tl.float32)
+    tail = e * LN2_LOW + tl.fma(f, 2.0, f * f * q)
+    return tl.fma(e, LN2_HIGH, tail)  # 6 bits times 15
 
 
 @triton.jit
-def _with_sign_of(value, bit):
-    """``value``, negated where bit 1 of ``bit`` is set."""
-    flip = (bit.to(tl.uint32) & 2) << 30
-    return (value.to(tl.uint32, bitcast=True) ^ flip).to(tl.float32, bitcast=True)
+def _root(value):
+    """The square root, rounded correctly, of 0 and values of moderate size."""
+    if NVIDIA:  # as csrc/math/machine.h makes it
+        bounded = tl.maximum(value, 8.673617379884035e-19)
+        y = tl.inline_asm_elementwise("rsqrt.approx.ftz.f32 $0, $1;", "=f,f", [bounded], tl.float32, True, 1)
+        root = value * y
+        root = tl.fma(tl.fma(root * -1.0, root, value), y * 0.5, root)
+    else:
+        root = tl.sqrt_rn(value)
+    return root
 
 
 @triton.jit
 def _normal_pair(word0, word1):
     """Box-Muller: (r cos 2 pi v, r sin 2 pi v) with r = sqrt(-2 log u); the angle is reduced to a quarter turn."""
-    radius = tl.sqrt_rn(_log_uniform(_uniform(word0)) * -2.0)
-    quarters = _uniform(word1) * 4.0
+    radius = _root(_two_log(word0) * -1.0)
+    quarters = tl.fma(word1.to(tl.float32), 9.313225746154785e-10, 4.656612873077393e-10)  # 4 times the uniform value
     quadrant = (quarters + 0.5).to(tl.int32)
     r = quarters - quadrant.to(tl.float32)
     r2 = r * r
     s = _cubic(S3, S2, S1, S0, r2) * r
     c = _cubic(C3, C2, C1, C0, r2)
     odd = (quadrant & 1) != 0
-    sine = _with_sign_of(tl.where(odd, c, s), quadrant)
-    cosine = _with_sign_of(tl.where(odd, s, c), quadrant + 1)
-    return radius * cosine, radius * sine
+    half_turns = (quadrant.to(tl.uint32) << 30) & 0x80000000  # a sign: from the third quarter on
+    turned = (radius.to(tl.uint32, bitcast=True) ^ half_turns).to(tl.float32, bitcast=True)
+    return turned * tl.where(odd, s * -1.0, c), turned * tl.where(odd, c, s)
 
 
 @triton.jit
@@ -130,6 +153,14 @@ def words(seeds, sample, group, live, first_sample, stream, draw, SEED_PER_SAMPL
     c2 = ((index >> 32) & 0xFFFF).to(tl.uint32) | (stream.to(tl.uint32) << 16)
     k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
     return _philox(group.to(tl.uint32), index.to(tl.uint32), c2, draw.to(tl.uint32), k0, k1)
+
+
+@triton.jit
+def plain_words(seed, sample, group, first_sample, stream, draw):
+    """Those of ``words``, with one seed, where all samples have the upper half of ``first_sample``'s number."""
+    c1 = first_sample.to(tl.uint32) + sample
+    c2 = ((first_sample >> 32) & 0xFFFF).to(tl.uint32) | (stream.to(tl.uint32) << 16)
+    return _philox(group, c1, c2, draw.to(tl.uint32), seed.to(tl.uint32), (seed >> 32).to(tl.uint32))
 
 
 @triton.jit

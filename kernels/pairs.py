@@ -66,11 +66,12 @@ def sum_kernel(sums, out, x, y, z, coef, seeds, elements: tl.int64, units: tl.in
         c1 = tl.load(coef + sample * 2 + 1, mask=live, other=0.0)[:, None]
     for step in range(STEPS):
         group = (part * STEPS + step) * COLUMNS + lane % COLUMNS
-        within = group[:, None] * 4 + tl.arange(0, 4)[None, :]
-        exists = live[:, None] & (within < elements)
-        if WHOLE:
+        if WHOLE:  # four elements exist or none, from which the compiler sees that 128-bit accesses will do
+            exists = (live & (group < groups))[:, None]
             offset = (sample * groups + group)[:, None] * 4 + tl.arange(0, 4)[None, :]
         else:
+            within = group[:, None] * 4 + tl.arange(0, 4)[None, :]
+            exists = live[:, None] & (within < elements)
             offset = (sample * elements)[:, None] + within
         at = state(x, offset, exists)
         if OP == "probe_dot":

@@ -35,8 +35,8 @@ PTX = [
     pytest.mark.ptx,
     pytest.mark.skipif(not PRESENT, reason="ptxrun, a PTX emulator, is not here (FPFAST_PTXRUN names its folder)"),
     pytest.mark.skipif(shutil.which("g++") is None, reason="g++, with which ptxrun compiles, is not on PATH"),
-    pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH"),
-]  # of tests that run CUDA's
+]
+NVCC = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
 THREADS = 256  # a block, in both languages
 NVCC = ["nvcc", "-ptx", "-arch=compute_80", "-std=c++17", "-O3", "-fmad=false"]
 DTYPES = [SINGLE, BRAIN, HALF]  # in the order of csrc/kernels.h
@@ -447,7 +447,7 @@ class Triton(Backend):
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
-        from fpfast.kernels import combine, groups, pairs
+        from fpfast.kernels import combine, groups, pairs, trajectory
         from triton.backends.compiler import GPUTarget
 
         from fpfast import backends
@@ -459,12 +459,13 @@ class Triton(Backend):
             get_current_stream=lambda _: 0,
         )
         monkeypatch.setattr(importlib.import_module("triton.runtime.jit"), "driver", SimpleNamespace(active=driver))
-        for file in (combine, pairs):
+        for file in (combine, pairs, trajectory):
             for name in [name for name in vars(file) if name.endswith("_kernel")]:
                 monkeypatch.setattr(file, name, Launcher(self, getattr(file, name)))
-        self.groups = groups
+        self.groups, self.combinations, self.trajectories = groups, combine, trajectory
         for name in OPS:
             setattr(self, name, getattr(backends.kernels("triton"), name))
+        self.trajectory = trajectory.trajectory
         self.compiled: list[object] = []
 
 
@@ -482,15 +483,23 @@ class Launcher:
         self.backend.compiled.append(compiled)
         named = {**dict(zip(self.function.arg_names, args, strict=False)), **options}
         tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+        scratch = tensors.pop("scratch", None)
         outputs = [tensors.pop(name) for name in ("out", "sums") if name in tensors]
+        outputs += [tensors[name] for name in ("states",) if name in tensors]  # which is read, too
         memory = Memory(outputs, list(tensors.values()), whole=self.backend.first_block == 0)
+        if scratch is not None:  # it is read where it was written, but not all of it need be
+            memory.add(scratch, output=True)
         given = {name: memory[value] if isinstance(value, Tensor) else value for name, value in named.items()}
         moved = SimpleNamespace(
             src=compiled.src,
             metadata=compiled.metadata,
             asm={"ptx": later(compiled.asm["ptx"], self.backend.first_block)},
         )
-        grid = (grid[0] - self.backend.first_block,)
+        if "stride" in named:  # its programs take several blocks each where there are too many
+            blocks = -(-named["units"] // THREADS) - self.backend.first_block
+            grid = (min(grid[0], blocks),)
+        else:
+            grid = (grid[0] - self.backend.first_block,)
         self.backend.stats = ptxrun.triton_launch(moved, grid, given, **self.backend.options())
         memory.check(self.backend.stats)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from emulated import PTX, Cuda, compiled_by_nvcc
+from emulated import NVCC, PTX, Cuda, compiled_by_nvcc
 from simt_runner import KERNELS, NEEDED, Simt, build, sanitized
 from test_fused_residual import CASES as ALL
 from test_fused_residual import SPECS, Everything, agrees, loss_and_gradients, of_case, points
@@ -26,7 +26,7 @@ CASES = [case for case in ALL if case[2] != "taylor"]
 NAMES = [f"{form}-{'potential' if potential else 'score'}-{estimator}" for form, potential, estimator in CASES]
 
 
-@pytest.fixture(scope="module", params=[pytest.param("ptx", marks=PTX), pytest.param("simt", marks=NEEDED)])
+@pytest.fixture(scope="module", params=[pytest.param("ptx", marks=[*PTX, NVCC]), pytest.param("simt", marks=NEEDED)])
 def built(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "simt":

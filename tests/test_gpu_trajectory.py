@@ -1,4 +1,4 @@
-"""The trajectory kernel against the CPU engine: its compiled PTX (sm_80), and its source compiled for the CPU."""
+"""The trajectory kernels against the CPU engine: compiled PTX (sm_80), and the CUDA source compiled for the CPU."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from emulated import PTX, Cuda, compiled_by_nvcc
+from emulated import NVCC, PTX, Cuda, Triton, compiled_by_nvcc
 from simt_runner import KERNELS, NEEDED, Simt, build, sanitized
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -23,7 +23,7 @@ from fpfast.reference import Key
 from fpfast.solvers import SOLVERS, Table
 from fpfast.solvers import Plan as SolverPlan
 from fpfast.times import grid
-from fpfast.trajectory import FusedLoop, GpuSchedule, Schedule, fusible
+from fpfast.trajectory import FusedLoop, GpuSchedule, Schedule, TritonSchedule, fusible, schedule
 
 pytestmark = pytest.mark.skipif(
     backends.BACKENDS["cpu"].missing() is not None, reason="the native kernels are not built"
@@ -83,12 +83,24 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=[pytest.param("ptx", marks=PTX), pytest.param("simt", marks=NEEDED)])
-def kernels(request, tmp_path_factory) -> Cuda | Simt:
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param("ptx", marks=[*PTX, NVCC]),
+        pytest.param("triton", marks=PTX),
+        pytest.param("simt", marks=NEEDED),
+    ],
+)
+def kernels(request, tmp_path_factory) -> Iterator[Cuda | Triton | Simt]:
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "simt":
-        return Simt(build(folder, KERNELS))
-    return Cuda({"trajectory": compiled_by_nvcc("trajectory", folder)})
+        yield Simt(build(folder, KERNELS))
+    elif request.param == "ptx":
+        yield Cuda({"trajectory": compiled_by_nvcc("trajectory", folder)})
+    else:
+        pytest.importorskip("triton", minversion="3.6", reason="triton is not installed")
+        with pytest.MonkeyPatch.context() as patch:
+            yield Triton(patch)
 
 
 def table_of(case: Case) -> Table:
@@ -96,13 +108,20 @@ def table_of(case: Case) -> Table:
     return SOLVERS[case.solver](SolverPlan(score, grid(score.sde, None, STEPS), 1.0, True))
 
 
-def run(schedule: Schedule | GpuSchedule, x: Tensor, key: Key = KEY) -> Tensor:
+def gpu_schedule(
+    kernels: Cuda | Triton | Simt, net: fused.Fused, what: str, table: Table
+) -> GpuSchedule | TritonSchedule:
+    made = TritonSchedule if isinstance(kernels, Triton) else GpuSchedule
+    return made(net, what, table, torch.device("cpu"), kernels)
+
+
+def run(schedule: Schedule | GpuSchedule | TritonSchedule, x: Tensor, key: Key = KEY) -> Tensor:
     slots = [(x.clone() if name == "x" else torch.zeros_like(x), row) for name, row in schedule.plan.kept.items()]
     schedule.run(slots, (0, STEPS), key)
     return slots[0][0]
 
 
-def orders(kernels: Cuda | Simt, case: Case) -> Iterator[None]:
+def orders(kernels: Cuda | Triton | Simt, case: Case) -> Iterator[None]:
     """Makes the kernels ready for a case, to run blocks, and threads where it can be chosen, in any order."""
     kernels.resident, kernels.warps = case.resident, case.warps
     for backwards in (False, True):
@@ -112,7 +131,7 @@ def orders(kernels: Cuda | Simt, case: Case) -> Iterator[None]:
         yield
 
 
-def ready(kernels: Cuda | Simt, case: Case) -> Cuda | Simt:
+def ready(kernels: Cuda | Triton | Simt, case: Case) -> Cuda | Triton | Simt:
     next(orders(kernels, case))
     return kernels
 
@@ -121,7 +140,7 @@ def states(case: Case) -> Tensor:
     return torch.randn(case.samples, case.dimension, generator=torch.Generator().manual_seed(2))
 
 
-def inexact(kernels: Cuda | Simt, name: str) -> str:
+def inexact(kernels: Cuda | Triton | Simt, name: str) -> str:
     """What is wrong with a case: an error beyond twice that of the engine on a processor."""
     case = CASES[name]
     what = "gradient" if case.predicts == "potential" else "output"
@@ -130,7 +149,7 @@ def inexact(kernels: Cuda | Simt, name: str) -> str:
     single = run(Schedule(net, what, table, torch.float32), x)
     bound = 2 * (single - exact).abs().max() + 1e-6 * exact.abs().max()
     for _ in orders(kernels, case):
-        error = (run(GpuSchedule(net, what, table, torch.device("cpu"), kernels), x) - exact).abs().max()
+        error = (run(gpu_schedule(kernels, net, what, table), x) - exact).abs().max()
         if not error <= bound:
             return f"error {error:.2g}, expected at most {bound:.2g}"
     return ""
@@ -152,22 +171,32 @@ def test_combinations_have_the_bits_of_the_cpu(kernels, name, seeds):
             if slot.startswith("y"):
                 table.coef[:, number, k] = 0
     key = KEY if seeds == "one" else Key(torch.arange(case.samples) * 2**40 + 1, 0, 0, 0)
-    got = run(GpuSchedule(net, "output", table, torch.device("cpu"), ready(kernels, case)), x, key)
+    got = run(gpu_schedule(ready(kernels, case), net, "output", table), x, key)
     assert torch.equal(got, run(Schedule(net, "output", table, torch.float32), x, key))
 
 
 def test_samples_do_not_depend_on_their_neighbours(kernels):
     case = CASES["two-steps"]
     net, table, x = fused.compile(case.net, case.dimension), table_of(case), states(case)
-    schedule = GpuSchedule(net, "output", table, torch.device("cpu"), ready(kernels, case))
+    schedule = gpu_schedule(ready(kernels, case), net, "output", table)
     later = KEY._replace(first_sample=KEY.first_sample + 11)
     assert torch.equal(run(schedule, x)[11:], run(schedule, x[11:], later))
+
+
+@pytest.mark.parametrize("kernels", [pytest.param("triton", marks=PTX)], indirect=True)
+def test_programs_take_several_tiles_where_programs_run_out(kernels, monkeypatch):
+    case = CASES["two-steps"]
+    net, table, x = fused.compile(case.net, case.dimension), table_of(case), states(case)
+    expected = run(gpu_schedule(kernels, net, "output", table), x)
+    monkeypatch.setattr(kernels.trajectories, "PROGRAMS", 2)
+    assert torch.equal(run(gpu_schedule(kernels, net, "output", table), x), expected)
+    assert kernels.stats.blocks == 2
 
 
 def test_a_sample_that_is_not_finite_stays_alone(kernels):
     case = CASES["two-steps"]
     net, table, x = fused.compile(case.net, case.dimension), table_of(case), states(case)
-    schedule = GpuSchedule(net, "output", table, torch.device("cpu"), ready(kernels, case))
+    schedule = gpu_schedule(ready(kernels, case), net, "output", table)
     broken = x.clone()
     broken[20, 1] = float("nan")
     got, rest = run(schedule, broken), torch.arange(len(x)) != 20
@@ -179,7 +208,7 @@ def test_a_sample_that_is_not_finite_stays_alone(kernels):
     ("dtype", "backend", "reason"),
     [
         (torch.float64, "auto", "the state is torch.float64"),
-        (torch.float32, "triton", "backend is 'triton'"),
+        (torch.float32, "cpu", "backend is 'cpu'"),
         (torch.float32, "cuda", "16 samples need 44544 bytes of shared memory, and cuda:0 has 40000"),
     ],
 )
@@ -195,6 +224,26 @@ def test_why_a_gpu_would_not_run_it(monkeypatch, dtype, backend, reason):
     assert found == (None, reason)
 
 
+def test_triton_runs_it_where_cuda_is_not_built(monkeypatch):
+    """Of a GPU that is not here."""
+    for name, missing in (("cuda", "it is not built"), ("triton", None)):
+        there = replace(backends.BACKENDS[name], missing=lambda missing=missing: missing)
+        monkeypatch.setitem(backends.BACKENDS, name, there)
+    case, device = CASES["published"], torch.device("cuda:0")
+    net, table = fused.compile(case.net, 2), table_of(case)
+    score = fpfast.Score(net, fpfast.OU(T=1.0), predicts="potential")
+    found = {name: fusible(score, table, (4, 2), name, device, torch.float32) for name in ("auto", "triton", "cuda")}
+    assert found == {"auto": (net, None), "triton": (net, None), "cuda": (None, "it is not built")}
+    monkeypatch.setattr("fpfast.trajectory.TritonSchedule", lambda *given: given)
+    monkeypatch.setattr("fpfast.backends.kernels", lambda name: f"kernels of {name}")
+    assert schedule(net, score, table, "auto", device, torch.float32)[1:] == (
+        "gradient",
+        table,
+        device,
+        "kernels of triton",
+    )
+
+
 class Bare(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return torch.tanh(x) * -0.5
@@ -206,7 +255,7 @@ def test_a_network_without_matrices(kernels):
     net, table, x = fused.compile(case.net, case.dimension), table_of(case), states(case)
     kernels = ready(kernels, case)
     kernels.processors = 1
-    got = run(GpuSchedule(net, "output", table, torch.device("cpu"), kernels), x)
+    got = run(gpu_schedule(kernels, net, "output", table), x)
     kernels.processors = 0
     torch.testing.assert_close(got, run(Schedule(net, "output", table, torch.float32), x), rtol=1e-6, atol=1e-6)
 
@@ -223,10 +272,10 @@ def test_fragments_are_where_a_lane_looks_for_them():
 def test_a_run_is_one_launch(kernels, monkeypatch):
     case = CASES["two-stages"]
     net, table, x = fused.compile(case.net, case.dimension), table_of(case), states(case)
-    expected = run(GpuSchedule(net, "output", table, torch.device("cpu"), ready(kernels, case)), x)
+    expected = run(gpu_schedule(ready(kernels, case), net, "output", table), x)
     launches, launch = [], kernels.trajectory
     monkeypatch.setattr(kernels, "trajectory", lambda **given: (launches.append(given["steps"]), launch(**given)))
-    schedule = GpuSchedule(net, "output", table, torch.device("cpu"), kernels)
+    schedule = gpu_schedule(kernels, net, "output", table)
     loop = FusedLoop(schedule, table, [0.0] * STEPS, None, set())
     got = loop(x.clone(), KEY.seed, KEY.first_sample, tqdm(disable=True))
     assert launches == [(0, STEPS)]

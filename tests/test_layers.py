@@ -27,7 +27,7 @@ LAYERS = [
     ["points"],
     ["score"],
     ["fused"],
-    ["fragments", "jets"],
+    ["fragments", "tiles", "jets"],
     ["recognise"],
     ["layers"],
     ["shapes"],

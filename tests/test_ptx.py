@@ -77,6 +77,7 @@ CASES = [
     Case((96, 32), "", (SINGLE, SINGLE), "none", placed=True),
     Case((96, 32), "", (SINGLE, SINGLE), "each", placed=True),
     Case((300, 5, 1), "", (SINGLE, BRAIN), "one", in_place=True, placed=True),
+    Case((8, 8), "", (SINGLE,), first=2**32 - 3),
 ]
 
 
@@ -126,6 +127,13 @@ def test_cuda_threads_take_several_groups_where_blocks_run_out(cuda):
     for case in cases:
         assert compare(cuda, case) == ""
         assert cuda.stats.blocks == 2
+
+
+def test_triton_programs_take_several_blocks_where_programs_run_out(triton, monkeypatch):
+    monkeypatch.setattr(triton.combinations, "PROGRAMS", 2)
+    for case in (Case((700, 8), "", (SINGLE, BRAIN), "one"), Case((1024, 8), "", (SINGLE,), "none")):
+        assert compare(triton, case) == ""
+        assert triton.stats.blocks == 2
 
 
 @pytest.mark.parametrize("misaligned", ["out", "operands"])

@@ -68,6 +68,8 @@ CASES = [
             [(3, 7), (40, 32), (1000, 2)], [*OPERANDS[:4], (SINGLE, SINGLE)], ["none", "one", "each"]
         )
     ),
+    *(Case(shape, "", OPERANDS[3], seeds) for shape in [(300, 8), (70, 12)] for seeds in ("none", "one")),
+    Case((8, 8), "", OPERANDS[0], first=2**32 - 3),  # the upper half of a sample's number changes on the way
 ]
 
 
@@ -232,6 +234,18 @@ def test_units_are_counted_in_32_bits_while_the_last_program_allows():
     assert programs * groups.LANES <= 2**31
     assert str(groups.options(4, groups.SMALL)["INDEX"]) == "int32"
     assert str(groups.options(4, groups.SMALL + 1)["INDEX"]) == "int64"
+
+
+@pytest.mark.parametrize("number", [2, 3, 4, 5, 7, 8, 641, 2**16, 2**16 + 1, 2**30 - 1, 2**30, 2**31 - 1])
+def test_a_division_is_a_multiplication(number):
+    from fpfast.kernels import combine
+
+    multiplier, shift, minus = combine._divisor(number)
+    assert max(multiplier, minus) < 2**32
+    least, most = combine.MOST_PLAIN // number, combine.MOST_PLAIN
+    for q in (0, 1, number - 1, number, number + 1, least * number - 1, least * number, most - 1, most):
+        quotient = (q * multiplier >> 32) >> shift
+        assert (quotient, (q + quotient * minus) % 2**32) == divmod(q, number)
 
 
 if __name__ == "__main__":
