@@ -6,6 +6,7 @@ of a copy's bandwidth there.
 
 from __future__ import annotations
 
+import copy
 import re
 import sys
 import time
@@ -21,8 +22,9 @@ from torch import Tensor
 import fpfast
 from bench import gpu_checks, report
 from bench.peers import eager
+from bench.residual import Residual
 from bench.timing import Case, Run, Side, measure, seconds
-from fpfast import ops
+from fpfast import fused, losses, ops
 
 COEFFICIENTS = (0.9, 0.05, 0.3)  # applied over and over they keep x near 1
 STEPS = 100
@@ -123,6 +125,14 @@ def cases(where: torch.device, quick: bool) -> Iterator[Case]:
                 "ns/particle-step",
                 batch * (3 if quick else STEPS),
             )
+    for points in [256] if quick else [4096, 131072, 1048576]:
+        yield Case(
+            "residual",
+            f"loss of a potential's Fokker-Planck residual and its gradients, {points} points",
+            _residual_sides(where, points),
+            "ns/point",
+            points,
+        )
 
 
 def _combine_sides(where: torch.device, elements: int) -> dict[str, Side]:
@@ -211,6 +221,32 @@ def _path_sides(where: torch.device, predicts: str, batch: int, quick: bool) -> 
             sides["torch eager, graph"] = lambda: ready(captured(by_hand(step)))
         sides["torch.compile"] = lambda: ready(by_hand(torch.compile(step, mode="reduce-overhead")))
     return sides
+
+
+def _residual_sides(where: torch.device, points: int) -> dict[str, Side]:
+    """A step of training, with other weights each time."""
+    net = gpu_checks.network("potential")
+    problem = Residual(fpfast.Score(net, fpfast.OU(T=1.0), predicts="potential"), "softplus:100", points)
+
+    def ready(run: Run, remark: str = "") -> tuple[Run, str]:
+        run = waited(run, where)
+        run()
+        return run, remark
+
+    def ours() -> tuple[Run, str]:
+        module = copy.deepcopy(net).to(where)
+        score = fpfast.Score(fused.compile(module, 2), fpfast.OU(T=1.0), predicts="potential")
+        parameters, x, t = list(module.parameters()), problem.x.to(where), problem.t.to(where)
+
+        def run() -> Any:
+            with torch.no_grad():
+                parameters[0].neg_()  # other weights than in the step before
+            loss = losses.fp_regulariser(score, x, t, form="log_density", estimator="exact")
+            return torch.autograd.grad(loss, parameters, allow_unused=True)
+
+        return ready(run)
+
+    return {"fpfast": ours, "torch eager": lambda: ready(problem.autograd(torch.float32, where))}
 
 
 def main(origin: dict[str, Any], options: Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import fpfast
-from fpfast import backends, reference
+from fpfast import backends, fused, losses, reference
+from fpfast.fused_residual import FUSED
 from fpfast.network import MLP
 from fpfast.trajectory import ENGINES
 
@@ -19,6 +21,7 @@ LARGE = (4, 2**23)  # threads take several groups
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SUM = 4e-7  # of what is added up, a sum's error
 PATH = 1e-5  # of the largest state, the error of a trajectory: the network's sums are made in another order
+RESIDUAL = 2e-5  # of their norm, the error of residuals and of their losses' gradients, against float64
 Check = tuple[str, Callable[[], str]]  # what is checked, and a function that says what is wrong
 
 
@@ -48,6 +51,8 @@ def checks(device: torch.device) -> Iterator[Check]:
             f"{name}, trajectory, {case}, {solver}",
             lambda name=name, case=case, solver=solver: _path(name, case, solver, device),
         )
+    for residual in sorted(FUSED) if device.type in serving(device) else ():  # the native kernels alone have them
+        yield f"residual, {residual}", lambda residual=residual: _residual(*residual, device)
 
 
 def _key(seeds: Tensor) -> reference.Key:
@@ -144,8 +149,8 @@ def _graph(name: str, solver: str, device: torch.device) -> str:
     for seed, batch_size in ((5, 300), (list(range(1000)), None)):
         options: Any = {"solver": solver, "steps": 20, "seed": seed, "batch_size": batch_size, "backend": name}
         want = fpfast.sample(score, (1000, 2), device=device, graph=False, **options)
-        got, info = fpfast.sample(score, (1000, 2), device=device, return_info=True, **options)
-        if not info.graph or info.not_graph:
+        got, info = fpfast.sample(score, (1000, 2), device=device, graph=True, return_info=True, **options)
+        if info.not_graph:
             return f"not all was captured: {info.not_graph}"
         if wrong := _different(got, want):
             return wrong
@@ -168,4 +173,35 @@ def _path(name: str, case: str, solver: str, device: torch.device) -> str:
         error = float((got.cpu() - want).abs().max() / want.abs().max())
         if not error <= PATH:
             return f"relative error {error:.2g}"
+    return ""
+
+
+def _residual(form: str, potential: bool, estimator: str, device: torch.device) -> str:
+    """Values, a loss and its gradients by the kernels, against the CPU's in float64."""
+    torch.manual_seed(2)
+    generator, sde = torch.Generator().manual_seed(3), fpfast.OU(T=1.0)
+    net, predicts = MLP(3, [80, 150, 33], activation="silu", potential=potential), "potential" if potential else "score"
+    for points in (1, 1000, 100_000 if device.type == "cuda" else 5000):
+        x, t = torch.randn(points, 3, generator=generator), 0.1 + 0.8 * torch.rand(points, generator=generator)
+        found = []
+        for there, dtype in (("cpu", torch.float64), (device, torch.float32)):
+            module = copy.deepcopy(net).to(there, dtype)
+            score = fpfast.Score(fused.compile(module, 3), sde, predicts)
+            if score.net.kernels(x.to(there, dtype)) is None:  # type: ignore[union-attr]
+                return "there are no kernels for it"
+            options: Any = {"form": form, "estimator": estimator, "seed": 4}
+            value = fpfast.fp_residual(score, x.to(there, dtype), t.to(there, dtype), **options).value
+            loss = losses.fp_regulariser(score, x.to(there, dtype), t.to(there, dtype), **options)
+            loss.backward()
+            gradients = [p.grad for p in module.parameters() if p.grad is not None]
+            found.append(
+                [
+                    one.detach().double().cpu().reshape(-1)
+                    for one in (value, loss, torch.cat([g.reshape(-1) for g in gradients]))
+                ]
+            )
+        for what, want, got in zip(("values", "loss", "gradients"), *found, strict=True):
+            error = float((got - want).norm() / want.norm())
+            if not error <= RESIDUAL:
+                return f"{points} points, {what}: relative error {error:.2g}"
     return ""

@@ -67,14 +67,14 @@ class Residual:
         sizes = [layer.weight.numel() for layer in self.layers]
         return 2 * (self.dimension + 2) * (3 * sum(sizes) - sizes[0])
 
-    def autograd(self, dtype: torch.dtype) -> Step:
+    def autograd(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Step:
         """As Deveney et al. (arXiv 2311.15996) do it: derivatives of derivatives by autograd."""
-        net = copy.deepcopy(self.net).to(dtype)
+        net = copy.deepcopy(self.net).to(device, dtype)
         name, _, parameter = self.activation.partition(":")
         if name == "softplus":  # torch's, which is what one takes
             net.activation = partial(functional.softplus, beta=float(parameter or 1))
-        x, t = (v.to(dtype, copy=True).requires_grad_() for v in (self.x, self.t))
-        a, gamma = (c.to(dtype) for c in self.coefficients)
+        x, t = (v.to(device, dtype, copy=True).requires_grad_() for v in (self.x, self.t))
+        a, gamma = (c.to(device, dtype) for c in self.coefficients)
         parameters = list(net.parameters())
 
         def step() -> tuple[Tensor, Gradients]:

@@ -24,7 +24,7 @@ from fpfast.errors import bad, integer
 from fpfast.jets import Jets
 from fpfast.packing import blocks
 from fpfast.program import Value, divergence, gradient
-from fpfast.recognise import check_modules, marks, recognise, unchanged
+from fpfast.recognise import check_modules, known, marks, recognise, unchanged
 from fpfast.reference import Key
 from fpfast.traced import Unsupported, first_line
 
@@ -339,8 +339,13 @@ def _on_cpu(net: nn.Module) -> bool:
 
 @torch.inference_mode(False)  # it serves training too
 def _copied(net: nn.Module) -> nn.Module:
-    """On the CPU. Raises Unsupported."""
+    """On the CPU. Raises Unsupported, where that can be seen before a network of any size is copied."""
     check_modules(net)
+    if len(devices := {str(tensor.device) for tensor in (*net.parameters(), *net.buffers())}) > 1:
+        raise Unsupported(f"net is on several devices: {', '.join(sorted(devices))}")
+    for name, module in net.named_modules():
+        if type(module).__module__.startswith("torch.nn.modules") and not known(module):
+            raise Unsupported(f"{name} ({type(module).__name__}) is not one that the fused engine knows")
     try:
         return copy.deepcopy(net).cpu()
     except Exception as error:
@@ -348,7 +353,8 @@ def _copied(net: nn.Module) -> nn.Module:
 
 
 def _alike(tensor: Tensor, known: Tensor, value: Tensor) -> bool:
-    return tensor is known and tensor.shape == value.shape and tensor.dtype == value.dtype
+    same = tensor.shape == value.shape and tensor.dtype == value.dtype and tensor.device == value.device
+    return tensor is known and same
 
 
 def _autograd(net: nn.Module, x: Tensor, t: Tensor) -> Tensor:

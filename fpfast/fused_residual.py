@@ -126,7 +126,7 @@ class FusedResidual:
         loss, gradients = self.run(x.detach(), t.detach(), probes, weighting=weighting, gradient_of_loss=wanted)
 
         def pull_back(upstream: Tensor) -> list[Tensor | None]:
-            return [None if g is None else upstream * g for g in gradients]
+            return [None if g is None else upstream.to(g.device) * g for g in gradients]
 
         return _Graph.apply(loss[0].to(x.dtype), pull_back, *self.parameters)
 
@@ -192,8 +192,12 @@ class FusedResidual:
             of_features = add(of_features, self._part(points, times, outside, 1 / len(x)))
         if gradient is None:
             return loss, []
-        gradients = add(self.jets.backward(gradient, self.constants, self.here), of_features)
-        return loss, [None if g is None else g.to(self.device) for g in gradients]
+        gradients = self.jets.backward(gradient, self.constants, self.here)
+        return loss, add(self._home(gradients), self._home(of_features))
+
+    def _home(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
+        """Each on the device of its parameter."""
+        return [None if g is None else g.to(p.device) for g, p in zip(gradients, self.parameters, strict=True)]
 
     def _points_together(self, directions: int) -> int:
         work = 3 * self.form.columns(directions) * self.jets.weight_count
@@ -241,7 +245,8 @@ class FusedResidual:
         """(a, g^2 / 2) of each time, and for a score s = p x + q y also p, q, dp/dt, dq/dt; [2, B] or [6, B]."""
         sde, potential = self.score.sde, self.score.predicts == "potential"
         out = torch.empty(2 if potential else 6, len(t), dtype=self.dtype, device=self.device)
-        for times, places in zip(t.split(BLOCK), out.split(BLOCK, dim=1), strict=True):
+        together = BLOCK if self.device.type == "cpu" else max(len(t), 1)
+        for times, places in zip(t.split(together), out.split(together, dim=1), strict=True):
             rows = [sde.a(times), sde.g2(times) / 2]
             if not potential:
                 values, slopes = torch.func.jvp(self.score.affine, (times,), (torch.ones_like(times),))[:2]

@@ -6,11 +6,13 @@ sample) that each replay moves on by one step. What a step leaves for the next l
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -41,13 +43,18 @@ class Batch:
 Step = Callable[[int, Batch], None]  # the number of a step: what it does, and its numbers where there is no position
 
 
+@functools.cache
+def _side_stream(device: torch.device) -> Any:
+    """One for all runs: what torch's allocator holds is held for each stream."""
+    return torch.cuda.Stream(device)
+
+
 class Cuda:
     """Captures work on one GPU."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
-        with torch.cuda.device(device):
-            self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        self.device, self.stream = device, _side_stream(device)
+        self.pool: Any = None
 
     def warm_up(self, step: Callable[[], None], slots: Slots) -> None:
         """Runs a step that fills ``slots``, on a stream of its own, as torch asks for what is captured later."""
@@ -63,8 +70,11 @@ class Cuda:
                 for tensor in tensors:
                     tensor.record_stream(current)
 
-    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
-        """A function that does the step's work, while the step itself does none. All graphs share their memory.
+    def capture(self, step: Callable[[], None], first: bool) -> Callable[[], None]:
+        """A function that does the step's work, while the step itself does none.
+
+        Graphs share their memory, but for a ``first`` one, which comes where no earlier one is left: torch refuses
+        memory whose graphs are all gone.
 
         As torch.cuda.graph does it, but that waits for the GPU and gives all cached memory back, and where a step fails
         it leaves its own stream current and hides the cause. Other threads may use the GPU meanwhile: "thread_local"
@@ -72,6 +82,8 @@ class Cuda:
         """
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
+            if first:
+                self.pool = torch.cuda.graph_pool_handle()
             graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
             try:
                 step()
@@ -102,6 +114,8 @@ def obstacle(asked: Asked, score: Score, device: torch.device, backend: str) -> 
         )
     if not isinstance(score.net, nn.Module):
         return None
+    if (known := _failures.get(score.net)) is not None:
+        return f"{known} (in an earlier run; graph=True tries again)"
     modules = list(score.net.modules())
     if any(module.training for module in modules):
         return "the network is in training mode, in which a call may change it (net.eval(), or graph=True)"
@@ -109,6 +123,15 @@ def obstacle(asked: Asked, score: Score, device: torch.device, backend: str) -> 
     if hooked or nn.modules.module._has_any_global_hook():
         return "the network has hooks, which a replay does not call (graph=True allows that)"
     return None
+
+
+_failures: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # networks that could not be captured, and why
+
+
+def remember_failure(score: Score, reason: str) -> None:
+    """So that "auto" does not try again at each call: a capture that fails costs time, and may leave memory held."""
+    if isinstance(score.net, nn.Module):
+        _failures[score.net] = reason
 
 
 class Captured:
@@ -145,7 +168,7 @@ class Graphs:
     ) -> None:
         self.kinds, self.carried, self.must = kinds, carried, must
         self.reason: str | None = None  # why no more is captured
-        self.replayed = False
+        self.replayed = self.failed = False
         of_kind = Counter(kinds)
         self.left = {(n, kind): times * of_kind[kind] for n, times in Counter(lengths).items() for kind in of_kind}
         self.warm: Counter[tuple[int, Hashable]] = Counter()
@@ -216,8 +239,10 @@ class Graphs:
         self._stand_at(i)
         captured = self.captured or Captured(batch, self.carried, self.position)
         try:
-            replay = self.capturer.capture(lambda: self._moving_on(lambda: captured.whole(i, step)))
+            whole = functools.partial(self._moving_on, lambda: captured.whole(i, step))
+            replay = self.capturer.capture(whole, first=self.captured is None)
         except Exception as error:  # whatever the network may raise: it runs as it is, or the user is told
+            self.failed = True
             self._give_up(f"{type(error).__name__}: {error}".splitlines()[0], error)
         else:
             self.captured = captured
@@ -225,7 +250,7 @@ class Graphs:
 
     def _give_up(self, reason: str, cause: Exception | None = None) -> None:
         self.reason, self.captured = reason, None
-        if self.must:
+        if self.must and not self.replayed:
             raise cannot(reason) from cause
 
 

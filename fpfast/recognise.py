@@ -90,6 +90,11 @@ def check_modules(net: nn.Module) -> None:
         raise Unsupported("torch.nn.modules.module has global hooks")
 
 
+def known(module: nn.Module) -> bool:
+    """If a module of torch's own is one of the engine's layers, or there to hold others or parameters."""
+    return type(module) in (*LAYERS, *CONTAINERS, nn.Module) or any(True for _ in module.children())
+
+
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True  # else their values would be read once, at the trace
 
@@ -210,6 +215,7 @@ def _is_as(value: Any, mark: Any) -> bool:
         return held() is value
     if kind is Tensor:
         same = held[0]() is value and value.shape == held[1].shape and value.dtype == held[1].dtype
+        same = same and value.device == held[1].device
         return same and bool(torch.equal(value, held[1]))
     if kind is dict:
         same = isinstance(value, dict) and value.keys() == held.keys()

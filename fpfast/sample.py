@@ -15,6 +15,7 @@ from fpfast import backends
 from fpfast import graph as graphs
 from fpfast import noise as noises
 from fpfast.errors import bad, integer, key, real, sizes
+from fpfast.fused import Fused
 from fpfast.loop import Callback, Loop
 from fpfast.score import Score
 from fpfast.sde import SDES
@@ -198,6 +199,8 @@ def sample(
     seconds = time.perf_counter() - began
     captured = run.graphs if isinstance(run, Loop) else None
     replayed, not_graph = (False, not_graph) if captured is None else (captured.replayed, captured.missing)
+    if captured is not None and captured.failed:
+        graphs.remember_failure(score, str(not_graph))
     return out, Info(run.evaluations, seconds, backend, nonfinite, used, fused, not_fused, replayed, not_graph)
 
 
@@ -262,8 +265,9 @@ def _checked(
         if tuple(x.shape) != shape or not x.is_floating_point() or not bool(x.isfinite().all()):
             raise bad("x", f"finite floating-point values of shape {shape}", f"{x.dtype} of shape {tuple(x.shape)}")
     parameters: list[tuple[str, Tensor]] = []
-    if isinstance(score.net, nn.Module):
-        parameters = list(score.net.named_parameters())
+    net = score.net.net if isinstance(score.net, Fused) else score.net
+    if isinstance(net, nn.Module):
+        parameters = list(net.named_parameters())
     for name, value in parameters:
         if not bool(value.isfinite().all()):
             raise bad("score", "a network with finite parameters", f"NaN or infinity in {name!r}")

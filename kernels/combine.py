@@ -138,7 +138,7 @@ def _is_plain(elements: int, units: int, samples: int, each: bool, key: Key | No
     """If samples are two whole groups or more, 32 bits count all groups, and all samples have the same coefficients,
     seed, and upper half of their numbers."""
     alike = key is None or (key.seed.ndim == 0 and key.first_sample >> 32 == (key.first_sample + samples - 1) >> 32)
-    return alike and not each and elements % 4 == 0 and elements > 4 and units <= MOST_PLAIN
+    return alike and not each and elements % 4 == 0 and elements > 4 and units < MOST_PLAIN
 
 
 def combine(out: Tensor, operands: list[Tensor], coef: Tensor, key: Key | None, position: Tensor | None = None) -> None:

@@ -30,12 +30,18 @@ LN2_LOW = tl.constexpr(reference.LN2_LOW * 2**-22)
 SQRT_HALF_BITS = tl.constexpr(reference.SQRT_HALF_BITS)
 TWO_32 = tl.constexpr(32 << 23)  # 2^32, in an exponent
 
-# PTX can be written in a kernel. Not so in the interpreter, nor on an AMD GPU.
-NVIDIA = tl.constexpr(torch.version.hip is None and not triton.knobs.runtime.interpret)
-
 # Sizes and noise numbers are always 64-bit and never specialised. Left to itself Triton would make a constant of 1,
 # and compile again when a number becomes a multiple of 16 or outgrows 32 bits: `draw` changes with every step.
 NUMBERS = ["elements", "units", "first_sample", "stream", "draw", "step_stride"]
+
+
+@triton.jit
+def _cubic(a3, a2, a1, a0, x):
+    return ((x * a3 + a2) * x + a1) * x + a0
+
+
+# PTX can be written in a kernel. Not so in the interpreter, which makes something else of a function, nor for AMD.
+NVIDIA = tl.constexpr(torch.version.hip is None and isinstance(_cubic, triton.JITFunction))
 
 
 @triton.jit
@@ -58,11 +64,6 @@ def _philox(c0, c1, c2, c3, k0, k1):
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
         k0, k1 = k0 + 0x9E3779B9, k1 + 0xBB67AE85
     return c0, c1, c2, c3
-
-
-@triton.jit
-def _cubic(a3, a2, a1, a0, x):
-    return ((x * a3 + a2) * x + a1) * x + a0
 
 
 @triton.jit

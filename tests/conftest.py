@@ -39,3 +39,19 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def simt_library(tmp_path_factory):
+    """The CUDA kernels compiled for the CPU, with every access checked."""
+    from simt_runner import KERNELS, build
+
+    return build(tmp_path_factory.mktemp("simt"), KERNELS)
+
+
+@pytest.fixture(scope="session")
+def sanitized_library(tmp_path_factory):
+    """The same under AddressSanitizer and UBSan."""
+    from simt_runner import KERNELS, build
+
+    return build(tmp_path_factory.mktemp("sanitized"), KERNELS, under_sanitizers=True)

@@ -38,7 +38,7 @@ PTX = [
 ]
 NVCC = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
 THREADS = 256  # a block, in both languages
-NVCC = ["nvcc", "-ptx", "-arch=compute_80", "-std=c++17", "-O3", "-fmad=false"]
+COMMAND = ["nvcc", "-ptx", "-arch=compute_80", "-std=c++17", "-O3", "-fmad=false"]
 DTYPES = [SINGLE, BRAIN, HALF]  # in the order of csrc/kernels.h
 KINDS = list(reference.KINDS)
 
@@ -528,5 +528,5 @@ def blocks_for(out: Tensor) -> int:
 
 def compiled_by_nvcc(source: str, folder: Path) -> Modules:
     output = folder / f"{source}.ptx"
-    subprocess.run([*NVCC, str(ROOT / f"csrc/cuda/{source}.cu"), "-o", str(output)], check=True)
+    subprocess.run([*COMMAND, str(ROOT / f"csrc/cuda/{source}.cu"), "-o", str(output)], check=True)
     return Modules(output.read_text())

@@ -1,5 +1,6 @@
 """CUDA graphs without a GPU: what a step does is recorded op by op, and done again on the same memory."""
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -78,13 +79,16 @@ class Fake:
 
     def __init__(self, device: torch.device) -> None:
         self.captures, self.replays, self.warm_ups = 0, 0, 0
+        self.graphs: list[weakref.ref] = []  # those of the memory in use
         Fake.made.append(self)
 
     def warm_up(self, step, slots) -> None:
         self.warm_ups += 1
         step()
 
-    def capture(self, step):
+    def capture(self, step, first: bool):
+        if not first and not any(graph() for graph in self.graphs):
+            raise RuntimeError("the memory that is to be shared went with its graphs")
         recording = Recording()
         Fake.recording = recording
         try:
@@ -100,6 +104,7 @@ class Fake:
             self.replays += 1
             recording.replay()
 
+        self.graphs = [*([] if first else self.graphs), weakref.ref(replay)]
         return replay
 
 

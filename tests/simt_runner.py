@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -36,16 +37,19 @@ SANITIZED = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 def build(folder: Path, kernels: list[Path], under_sanitizers: bool = False) -> Path:
     """A library of kernels and the runner."""
-    folder.mkdir(exist_ok=True)
     own = SANITIZED if under_sanitizers else []
     runner = RUNNER if under_sanitizers else [*RUNNER, FOLDER / "hooks.cpp"]
-    objects = []
-    for source in (*kernels, *runner):
-        objects.append(folder / f"{source.stem}.o")
+
+    def compiled(source: Path) -> Path:
+        target = folder / f"{source.stem}.o"
         options = [*KERNEL, *(own or CHECKED)] if source in kernels else own
-        subprocess.run([*COMPILE, *options, str(source), "-o", str(objects[-1])], check=True)
+        subprocess.run([*COMPILE, *options, str(source), "-o", str(target)], check=True)
         if source in kernels:
-            rename(objects[-1], [] if under_sanitizers else ["memcpy", "memmove", "memset"])
+            rename(target, [] if under_sanitizers else ["memcpy", "memmove", "memset"])
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compiled, (*kernels, *runner)))
     library = folder / "simt.so"
     subprocess.run(["g++", "-shared", *own, *map(str, objects), "-ldl", "-o", str(library)], check=True)
     return library

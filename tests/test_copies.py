@@ -69,6 +69,23 @@ def test_a_change_of_the_module_is_seen(change):
     assert compiled.here is not copy
 
 
+def test_a_network_that_has_moved_is_recognised_again():
+    """Its parameters are the same objects then, on another device."""
+    compiled = Fused(net(), 2)
+    copy = compiled.here
+    compiled._values = [value.to("meta") for value in compiled._values]
+    assert same_outputs(compiled)
+    assert compiled.here is not copy
+
+
+def test_a_layer_that_is_not_known_is_seen_before_a_copy_is_made(monkeypatch):
+    one = net()
+    one.norm = nn.LayerNorm(8)
+    monkeypatch.setattr(nn.Module, "cpu", lambda self: pytest.fail("it was copied"))
+    with pytest.raises(Unsupported, match=r"norm \(LayerNorm\) is not one that the fused engine knows"):
+        Fused(one, 2)
+
+
 def test_what_sampling_remembers_does_not_keep_the_network():
     one = net()
     fused.recognised(one, 2, "output")

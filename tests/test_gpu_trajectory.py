@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from emulated import NVCC, PTX, Cuda, Triton, compiled_by_nvcc
-from simt_runner import KERNELS, NEEDED, Simt, build, sanitized
+from simt_runner import NEEDED, Simt, sanitized
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -94,7 +94,7 @@ CASES = {
 def kernels(request, tmp_path_factory) -> Iterator[Cuda | Triton | Simt]:
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "simt":
-        yield Simt(build(folder, KERNELS))
+        yield Simt(request.getfixturevalue("simt_library"))
     elif request.param == "ptx":
         yield Cuda({"trajectory": compiled_by_nvcc("trajectory", folder)})
     else:
@@ -283,9 +283,9 @@ def test_a_run_is_one_launch(kernels, monkeypatch):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="g++, which compiles the CUDA kernels, is not on PATH")
-def test_trajectories_under_sanitizers(tmp_path):
+def test_trajectories_under_sanitizers(sanitized_library):
     """AddressSanitizer and UBSan, in another process: this file as a program, with the library as its argument."""
-    done = sanitized(__file__, str(build(tmp_path / "sanitized", KERNELS, under_sanitizers=True)))
+    done = sanitized(__file__, str(sanitized_library))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == dict.fromkeys(CASES, "")
 

@@ -191,6 +191,40 @@ def test_a_network_that_waits_runs_as_it_is(captures):
             fpfast.sample(score, (10, 4), graph=True, **options)
 
 
+class Waiting(nn.Module):
+    def forward(self, x, t):
+        return waiting(x, t)
+
+
+def test_a_failure_is_remembered(captures):
+    """By the network: the next run of another one is captured, and of this one if graph=True asks for it."""
+    net = Waiting().eval()
+    score = fpfast.Score(net, fpfast.VP())
+    for tried in (1, 0):
+        before = len(captures)
+        _, info = fpfast.sample(score, (5, 4), steps=9, seed=0, return_info=True)
+        assert info.not_graph.startswith("RuntimeError: operation not permitted when stream is capturing")
+        assert len(captures) - before == tried
+    assert info.not_graph.endswith("(in an earlier run; graph=True tries again)")
+    net.forward = Net().forward
+    assert reason(net, graph=True) is None
+    assert reason(Net().eval()) is None
+
+
+def test_a_run_that_has_replayed_goes_on_without(captures):
+    """Where a later capture fails, graph=True does not throw away what is there."""
+
+    def network(x, t):
+        return drift(x, t) if len(x) == 4 else waiting(x, t)
+
+    score = fpfast.Score(network, fpfast.VP())
+    options = {"steps": 9, "seed": 0, "batch_size": 4}
+    got, info = fpfast.sample(score, (7, 4), graph=True, return_info=True, **options)
+    assert info.graph
+    assert info.not_graph.startswith("RuntimeError: operation not permitted")
+    assert same_bits(got, fpfast.sample(score, (7, 4), graph=False, **options))
+
+
 def test_what_a_network_holds_is_not_changed(captures):
     """Outputs that it keeps are no places for what the solver keeps."""
     held = [torch.randn(5, 4) for _ in range(20)]
@@ -278,7 +312,7 @@ class Log:
     def replay(self):
         self.done.append(f"replay on {self.current}")
 
-    def Stream(self):
+    def Stream(self, device):
         return self.named("side")
 
     def current_stream(self):
@@ -306,6 +340,7 @@ class Log:
 def test_what_is_asked_of_cuda(monkeypatch, spoilt):
     log = Log(spoilt)
     monkeypatch.setattr(torch, "cuda", log)
+    monkeypatch.setattr(graph, "_side_stream", log.Stream)
     cuda = graph.Cuda(torch.device("cuda", 0))
     kept = SimpleNamespace(record_stream=lambda stream: log.done.append(f"kept for {stream.name}"))
     cuda.warm_up(log("step"), {"x": (kept,)})
@@ -316,11 +351,11 @@ def test_what_is_asked_of_cuda(monkeypatch, spoilt):
 
     for attempt in (cuda.warm_up, cuda.capture):
         with pytest.raises(ValueError, match="the cause"):
-            attempt(fails, *[{}] * (attempt == cuda.warm_up))
+            attempt(fails, {} if attempt == cuda.warm_up else True)
         assert log.current == "main"
     log.done.clear()
     if not spoilt:
-        cuda.capture(log("step"))()
+        cuda.capture(log("step"), first=True)()
         assert log.done == ["begin on side, pool, thread_local", "step on side", "end", "replay on main"]
 
 

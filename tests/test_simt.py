@@ -17,7 +17,7 @@ import fake_graphs
 import pytest
 import torch
 from conftest import native
-from simt_runner import KERNELS, NEEDED, Simt, build, sanitized
+from simt_runner import NEEDED, Simt, sanitized
 from test_triton import (
     BIG_SEED,
     BRAIN,
@@ -100,8 +100,8 @@ def wrong(kernels: Simt, case: Case | PairCase | Ragged) -> str:
 
 
 @pytest.fixture(scope="module")
-def checked(tmp_path_factory) -> Simt:
-    return Simt(build(tmp_path_factory.mktemp("checked"), KERNELS))
+def checked(simt_library) -> Simt:
+    return Simt(simt_library)
 
 
 @pytest.mark.parametrize("case", [*CASES, *PAIR_CASES], ids=str)
@@ -207,9 +207,8 @@ SANITIZED_CASES = [*CASES, *PAIR_CASES, *RAGGED, *RAGGED_PAIRS]
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory) -> dict[str, str]:
-    library = build(tmp_path_factory.mktemp("sanitized"), KERNELS, under_sanitizers=True)
-    done = sanitized(__file__, str(library))
+def found(sanitized_library) -> dict[str, str]:
+    done = sanitized(__file__, str(sanitized_library))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
