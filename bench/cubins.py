@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 from bench.sass import Function, functions
 from fpfast.reference import KINDS
 
+FORMS = ("log_density", "log_density_probes", "potential", "score")  # in the order of csrc/kernels.h
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -56,6 +58,7 @@ def _plain(symbol: str) -> str:
     name = _printed("c++filt", symbol).strip().removeprefix("void ")
     name = re.sub(r"fpfast::|cuda::|\(anonymous namespace\)::", "", name)
     name = re.sub(r"\(Kind\)(\d)", lambda found: list(KINDS)[int(found[1])], name)
+    name = re.sub(r"\(Form\)(\d)", lambda found: FORMS[int(found[1])], name)
     return re.sub(r"\([^()]*\)$", "", name).replace(" >", ">")
 
 

@@ -380,7 +380,7 @@ class PointTile {
 };
 
 template <Form form>
-__global__ void __launch_bounds__(points_warps* warp) residual_kernel(Residual run, Scratch scratch) {
+__global__ void __launch_bounds__(points_warps* warp, 1) residual_kernel(Residual run, Scratch scratch) {
   PointTile<form> tile(run, scratch);
   for (int64_t start = int64_t(blockIdx.x) * block_points; start < run.samples;
        start += int64_t(gridDim.x) * block_points)
