@@ -20,6 +20,16 @@ __host__ __device__ Columns columns_of(const Residual& run) {
   return {n, form == Form::potential ? 2 * n + 4 : form == Form::score ? 2 * n + 3 : n + 2};
 }
 
+// Columns that take part in the first pass back, and in that for parameters.
+template <Form form>
+constexpr Reach reach_of_x = form == Form::potential ? Reach::first_order
+                             : form == Form::score   ? Reach::directions
+                                                     : Reach::value;
+template <Form form>
+constexpr Reach reach_of_parameters = form == Form::potential ? Reach::rate_along_e
+                                      : form == Form::score   ? Reach::along_e
+                                                              : Reach::first_order;
+
 template <Form form>
 class PointTile {
  public:
@@ -292,14 +302,6 @@ class PointTile {
     }
   }
 
-  // Columns that take part in the first pass back, and in that for parameters.
-  [[maybe_unused]] static constexpr Reach reach_of_x = form == Form::potential ? Reach::first_order
-                                                       : form == Form::score   ? Reach::directions
-                                                                               : Reach::value;
-  static constexpr Reach reach_of_parameters = form == Form::potential ? Reach::rate_along_e
-                                               : form == Form::score   ? Reach::along_e
-                                                                       : Reach::first_order;
-
   // Adjoints of columns 0 ... last - 1: of parameters, or else of x.
   __device__ void backward(int64_t last, bool parameters) const {
     const Columns& c = columns_;
@@ -330,9 +332,10 @@ class PointTile {
             const int64_t at = t * width * warp;
             const SlopesOfRow<float4> slopes = {h.first, h.second, h.third, h.fourth};
             if (parameters)
-              back_row<reach_of_parameters>(Row{in + at}, Row{out + at}, Row{a + at, adds}, slopes, curvature_, c);
+              back_row<reach_of_parameters<form>>(Row{in + at}, Row{out + at}, Row{a + at, adds}, slopes, curvature_,
+                                                  c);
             else if constexpr (form != Form::log_density)
-              back_row<reach_of_x>(Row{in + at}, Row{out + at}, Row{a + at, adds}, slopes, curvature_, c);
+              back_row<reach_of_x<form>>(Row{in + at}, Row{out + at}, Row{a + at, adds}, slopes, curvature_, c);
           });
           break;
         case JetOp::add:
