@@ -264,11 +264,9 @@ def _checked(
             raise bad("x", f"a tensor of shape {shape}", type(x).__name__)
         if tuple(x.shape) != shape or not x.is_floating_point() or not bool(x.isfinite().all()):
             raise bad("x", f"finite floating-point values of shape {shape}", f"{x.dtype} of shape {tuple(x.shape)}")
-    parameters: list[tuple[str, Tensor]] = []
     net = score.net.net if isinstance(score.net, Fused) else score.net
-    if isinstance(net, nn.Module):
-        parameters = list(net.named_parameters())
-    for name, value in parameters:
+    parameters = list(net.named_parameters()) if isinstance(net, nn.Module) else []
+    for name, value in parameters if net is score.net else ():  # Fused looks for itself
         if not bool(value.isfinite().all()):
             raise bad("score", "a network with finite parameters", f"NaN or infinity in {name!r}")
     if device is None and x is not None:
