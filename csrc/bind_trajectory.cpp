@@ -158,6 +158,7 @@ void cuda_trajectory(const py::dict& arguments, const py::dict& device, const st
   cuda::Weights weights{};
   weights.count = arguments["weight_count"].cast<int64_t>(),
   weights.slab_count = arguments["slab_count"].cast<int64_t>();
+  weights.bfloat16 = arguments["bfloat16"].cast<bool>();
   require(weights.count % 4 == 0, "weights: expected a multiple of four");
   const auto* slabs = static_cast<const cuda::Slab*>(pointer(arguments, "slabs"));
   check_slabs(run, slabs, weights.slab_count, weights.count);

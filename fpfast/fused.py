@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fpfast import backends
 from fpfast.assemble import PLAIN, Layout, Program, assemble
-from fpfast.errors import bad, integer
+from fpfast.errors import bad, integer, key
 from fpfast.jets import Jets
 from fpfast.packing import blocks
 from fpfast.program import Value, divergence, gradient
@@ -36,6 +36,7 @@ __all__ = ["Fused", "Unsupported", "compile"]
 PER_SAMPLE = 1 << 14  # samples at a time where each has a time, and so biases, of its own
 REMEMBERED = 16  # programs and schedules of one network
 TRUST = 1e-3  # of the largest output: float32's own error is far below, that of a misread forward far above
+PRODUCTS = ("float32", "bfloat16")
 EXACT_DIVERGENCE = 16  # largest dimension: the cost is one forward pass for each
 
 
@@ -51,13 +52,15 @@ class Fused:
         net: the module.
         dimension: d, columns of x.
         time_column: the module takes t of shape (B, 1).
+        products: what :func:`compile` was told.
         parameters: the module's, as of the last refresh.
     """
 
-    def __init__(self, net: nn.Module, dimension: int, level: str | None = None) -> None:
+    def __init__(self, net: nn.Module, dimension: int, level: str | None = None, products: str = "float32") -> None:
         self.net = net
         self.dimension = dimension
         self.level = level  # of the instruction set; None: the best here
+        self.products = key("products", products, PRODUCTS)
         self.time_column = bool(getattr(net, "time_column", False))
         self._recognise()
 
@@ -75,8 +78,8 @@ class Fused:
         self._tensors = self._read()
         self._values = [tensor.detach().clone() for tensor in self._tensors]
 
-    def __reduce__(self) -> tuple[type[Fused], tuple[nn.Module, int, str | None]]:
-        return Fused, (self.net, self.dimension, self.level)  # a copy reads its own module's parameters
+    def __reduce__(self) -> tuple[type[Fused], tuple[nn.Module, int, str | None, str]]:
+        return Fused, (self.net, self.dimension, self.level, self.products)  # a copy reads its own module's parameters
 
     @property
     def here(self) -> nn.Module:
@@ -285,22 +288,27 @@ class Fused:
         return out
 
 
-def compile(net: nn.Module, dimension: int) -> Fused:
+def compile(net: nn.Module, dimension: int, *, products: str = "float32") -> Fused:
     """Recognises ``net(x, t)``, x of shape (B, dimension), t of shape (B,) or (B, 1), for the fused engine.
 
     It must be made of Linear, activations (tanh, softplus, SiLU, GELU in its tanh form, ELU, sine), additions and
     constant factors; t may come in anywhere, through anything elementwise or Linear. What forward reads from elsewhere
     than the module and its parts, such as a global variable, is read now.
 
+    Args:
+        products: "float32", or "bfloat16": in trajectories on CUDA, factors of matrix products are rounded to bfloat16
+            (each by at most 2^-9 of it) and summed up in float32, by a sixth of the tensor cores' work. All else in a
+            trajectory is float32's, and so are residuals, derivatives and what runs on other devices.
+
     Raises:
         Unsupported: (a ValueError) names the layer or operation that stopped it.
-        ValueError: for a dimension below 1.
+        ValueError: for a dimension below 1, or other products.
         RuntimeError: the native kernels are not built.
     """
     integer("dimension", dimension, 1)
     if (missing := backends.BACKENDS["cpu"].missing()) is not None:
         raise RuntimeError(f"fused.compile: {missing}")
-    return Fused(net, dimension)
+    return Fused(net, dimension, products=products)
 
 
 # By id: a reference to the module, and what is known of it, without the module, so that it does not live for ever.

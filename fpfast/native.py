@@ -212,6 +212,7 @@ class Cuda(_Pairs):
         steps: tuple[int, int],
         dimension: int,
         rows: int,
+        bfloat16: bool,  # products are of numbers rounded so
         key: Key | None = None,
     ) -> None:
         """Runs steps of a recognised network on all samples of the ports' tensors; see csrc/cuda/trajectory.cu."""
@@ -225,6 +226,7 @@ class Cuda(_Pairs):
             "dimension": dimension,
             "rows": rows,
             "slab_count": len(host["slabs"]),
+            "bfloat16": int(bfloat16),
         }
         arguments = _trajectory({**device, **host}, steps, numbers, state, key)
         with torch.cuda.device(state.device):

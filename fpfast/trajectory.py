@@ -52,6 +52,8 @@ def fusible(
             want = f"a network compiled for dimension {shape[1]}, with {outputs} outputs"
             flat = ", flat" if net.flat else ""
             raise bad("score", want, f"dimension {net.dimension}, {net.outputs} outputs{flat}")
+        if net.products != "float32" and engine != "cuda":
+            return None, f"products in {net.products} are the CUDA kernel's alone"
         return (net, None) if (reason := _too_large(net, score, table, device, engine)) is None else (None, reason)
     if not isinstance(net, nn.Module):
         return None, "net is a function, not a torch.nn.Module"
@@ -144,6 +146,7 @@ class GpuSchedule:
     def __init__(self, net: Fused, what: str, table: Table, device: torch.device, kernels: Cuda) -> None:
         self.plan, self.kernels = Plan(table, net.dimension, fragments.LAYOUT), kernels
         self.program, self.dimension = net.program(what, self.plan.rows, fragments.LAYOUT), net.dimension
+        self.bfloat16 = net.products == "bfloat16"
         self.host = {**_code(self.program, self.plan), "slabs": fragments.slabs(self.program)}
         numbers = _numbers(self.program, table, packing.fragments)
         self.there = {name: tensor.to(device).contiguous() for name, tensor in {**self.host, **numbers}.items()}
@@ -157,6 +160,7 @@ class GpuSchedule:
             steps=steps,
             dimension=self.dimension,
             rows=self.program.rows,
+            bfloat16=self.bfloat16,
             key=key,
         )
 

@@ -190,6 +190,7 @@ class Weights(ctypes.Structure):  # csrc/cuda/launch.h
         ("slabs", ctypes.c_uint64),
         ("slab_count", ctypes.c_int64),
         ("most_fragments", ctypes.c_int64),
+        ("bfloat16", ctypes.c_bool),
     ]
 
 
@@ -365,6 +366,7 @@ class Cuda(Backend):
         steps: tuple[int, int],
         dimension: int,
         rows: int,
+        bfloat16: bool,
         key: reference.Key,
     ) -> None:
         states = {tensor.data_ptr(): tensor for tensor, _ in [*inputs, *outputs]}
@@ -372,10 +374,11 @@ class Cuda(Backend):
         run, weights = trajectory(
             inputs, outputs, device, steps, dimension, rows, self.key(key, memory), lambda tensor: memory[tensor].ptr
         )
+        weights.bfloat16 = bfloat16
         of_weights = 4 * weights.count * (weights.slab_count > 0) if self.resident else 3 * 512 * weights.most_fragments
         self.launch(
             "trajectory",
-            f"trajectory_kernel.*{'Resident' if self.resident else 'Streamed'}",
+            f"trajectory_kernel.*{'Resident' if self.resident else 'Streamed'}.*{'Rounded' if bfloat16 else 'Exactly'}",
             -(-run.samples // (16 * self.warps)),
             memory,
             [run, weights],

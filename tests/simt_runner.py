@@ -171,11 +171,13 @@ class Simt:
         steps: tuple[int, int],
         dimension: int,
         rows: int,
+        bfloat16: bool,
         key: reference.Key,
     ) -> None:
         of_key, tiles = noise(key), -(-len(inputs[0][0]) // 16)
         warps = min(self.warps, tiles)
         run, weights = trajectory(inputs, outputs, device, steps, dimension, rows, of_key, Tensor.data_ptr)
+        weights.bfloat16 = bfloat16
         values = warps * rows * 64  # bytes, so that there is room for so many warps and no more
         processors = self.processors or -(-tiles // warps)  # with so many no more are wanted
         room = values + (4 * weights.count if self.resident else 3 * 512 * weights.most_fragments)

@@ -260,6 +260,70 @@ def test_a_network_without_matrices(kernels):
     torch.testing.assert_close(got, run(Schedule(net, "output", table, torch.float32), x), rtol=1e-6, atol=1e-6)
 
 
+class Whole(nn.Module):
+    """Weights, and values for states of small whole numbers, that bfloat16 has too."""
+
+    def __init__(self, dimension: int, width: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(dimension, width), nn.Linear(width, dimension)
+        generator = torch.Generator().manual_seed(3)
+        for parameter in self.parameters():
+            parameter.data = torch.randint(-3, 4, parameter.shape, generator=generator) / 4
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.b(self.a(x))
+
+
+CUDA = pytest.mark.parametrize(
+    "kernels", [pytest.param("ptx", marks=[*PTX, NVCC]), pytest.param("simt", marks=NEEDED)], indirect=True
+)
+
+
+@CUDA
+@pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
+@pytest.mark.parametrize(("dimension", "width"), [(3, 40), (9, 24), (20, 150)])
+def test_products_in_bfloat16_of_what_it_has(kernels, dimension, width, resident):
+    """They are exact then: every factor is where it should be, with odd numbers of tiles and with even ones."""
+    case = Case(Whole(dimension, width), dimension, resident=resident)
+    table, found = table_of(case), []
+    table.coef.zero_()
+    table.coef[:, 0, 1] = 1  # the network's output is the state
+    x = torch.randint(-4, 5, (case.samples, dimension), generator=torch.Generator().manual_seed(4)).float()
+    for products in ("float32", "bfloat16"):
+        net = fused.compile(case.net, dimension, products=products)
+        slots = [(x.clone(), GpuSchedule(net, "output", table, torch.device("cpu"), kernels).plan.kept["x"])]
+        GpuSchedule(net, "output", table, torch.device("cpu"), ready(kernels, case)).run(slots, (0, 1), KEY)
+        found.append(slots[0][0])
+    assert torch.equal(*found)
+    assert torch.equal(found[0], case.net(x, torch.zeros(len(x))))
+
+
+def rounding_error(kernels: Cuda | Simt, case: Case) -> float:
+    """Of products in bfloat16, by the largest state."""
+    what = "gradient" if case.predicts == "potential" else "output"
+    table, x = table_of(case), states(case)
+    exact = run(Schedule(fused.compile(case.net, case.dimension), what, table, torch.float64), x.double())
+    net = fused.compile(case.net, case.dimension, products="bfloat16")
+    got = run(GpuSchedule(net, what, table, torch.device("cpu"), ready(kernels, case)), x)
+    return float((got - exact).abs().max() / exact.abs().max())
+
+
+@CUDA
+@pytest.mark.parametrize("name", ["published", "wide", "streamed", "skip"])
+def test_products_in_bfloat16(kernels, name):
+    """Errors are those of rounded factors, and not float32's."""
+    assert 1e-5 < rounding_error(kernels, CASES[name]) < 1e-2
+
+
+def test_products_have_a_name():
+    with pytest.raises(ValueError, match=r"^products: expected one of .*, got 'tf32'"):
+        fused.compile(Bare(), 2, products="tf32")
+    net = fused.compile(mlp(2, 8), 2, products="bfloat16")
+    score = fpfast.Score(net, fpfast.OU(T=1.0))
+    found = fusible(score, table_of(CASES["two-steps"]), (4, 2), "auto", torch.device("cpu"), torch.float32)
+    assert found == (None, "products in bfloat16 are the CUDA kernel's alone")
+
+
 def test_fragments_are_where_a_lane_looks_for_them():
     matrix = torch.arange(40.0 * 20).reshape(40, 20)
     packed = packing.fragments(matrix).reshape(3, 3, 32, 2, 2)  # column tile, pair, lane, tile of the pair, column
@@ -287,9 +351,12 @@ def test_trajectories_under_sanitizers(sanitized_library):
     """AddressSanitizer and UBSan, in another process: this file as a program, with the library as its argument."""
     done = sanitized(__file__, str(sanitized_library))
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == dict.fromkeys(CASES, "")
+    found = json.loads(done.stdout)
+    assert 1e-5 < found.pop("bfloat16") < 1e-2
+    assert found == dict.fromkeys(CASES, "")
 
 
 if __name__ == "__main__":
     library = Simt(Path(sys.argv[1]))
-    json.dump({name: inexact(library, name) for name in CASES}, sys.stdout)
+    results = {name: inexact(library, name) for name in CASES}
+    json.dump({**results, "bfloat16": rounding_error(library, CASES["wide-streamed"])}, sys.stdout)

@@ -30,6 +30,7 @@ struct Weights {
   int64_t count;  // floats in all, a multiple of four
   const Slab* slabs;
   int64_t slab_count, most_fragments;
+  bool bfloat16;  // products are of numbers rounded so
 };
 
 // Of a block of threads, on the current device.

@@ -17,7 +17,7 @@ struct Values {
 
 // out = (W in + bias + other) * factor. A matrix comes as slabs of [column tile][pair of row tiles][lane][4], each of
 // whole columns of at most pairs_together pairs: the numbers of B's fragment for the one tile and the other.
-template <class Weights>
+template <class Product, class Weights>
 __device__ void linear(const Instruction& i, const Values& at, const float4* in, const float* bias, int64_t input,
                        int64_t output, Lane lane, Weights& weights) {
   const auto place = [&](int64_t row) { return row == input_rows ? input : row == output_rows ? output : row; };
@@ -28,16 +28,17 @@ __device__ void linear(const Instruction& i, const Values& at, const float4* in,
     for (int column = 0; column < columns;) {
       const auto slab = weights.next();
       const float4* w = slab.data + lane.number;
-      for (const int end = column + slab.fragments / pairs; column < end; ++column, w += pairs * warp) {
-        const Split<4> a = split_left(in[column * warp]);
+      const int end = column + slab.fragments / pairs;
+      for (; column < end; column += Product::tiles, w += Product::tiles * pairs * warp) {
+        const bool whole = column + Product::tiles <= end;
+        const Product product(in + column * warp, whole);
         FPFAST_UNROLL
         for (int p = 0; p < pairs_together; ++p) {
           if (p >= pairs) break;
-          const float4 b = w[p * warp];
-          add_product(sums[2 * p], a, split_right(b.x, b.y));
-          add_product(sums[2 * p + 1], a, split_right(b.z, b.w));
+          product.add(sums[2 * p], sums[2 * p + 1], w + p * warp, pairs * warp, whole);
         }
       }
+      column = end;
     }
     FPFAST_UNROLL
     for (int t = 0; t < 2 * pairs_together; ++t) {
@@ -82,7 +83,7 @@ __device__ void activate(Activation kind, int tiles, const float4* in, float4* o
 
 // The program at the rows from `input`, its end to those from `output`. All warps of a block go through it together,
 // for they share the weights as these come in.
-template <class Weights>
+template <class Product, class Weights>
 __device__ void evaluate(const Trajectory& run, const Values& at, const float* bias_row, int64_t input, int64_t output,
                          Lane lane, Weights& weights) {
   const float* const vectors = static_cast<const float*>(run.weights) + lane.row();
@@ -97,7 +98,7 @@ __device__ void evaluate(const Trajectory& run, const Values& at, const float* b
     const float* const bias = i.bias == nothing ? nullptr : bias_row + i.bias;
     const int tiles = tiles_of(i.rows);
     if (i.op == Op::linear) {
-      linear(i, at, in, bias, input, output, lane, weights);
+      linear<Product>(i, at, in, bias, input, output, lane, weights);
     } else if (i.op == Op::activate) {
       const float parameter = static_cast<const float*>(run.weights)[i.weights];
       float4 *const first = tile(i.first), *const second = tile(i.second);

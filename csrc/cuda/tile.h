@@ -73,6 +73,36 @@ __device__ inline void add_product(float (&sums)[4], const Split<4>& a, const Sp
   mma_tf32(sums, a.high, b.high);
 }
 
+// How a tile's values are multiplied by a pair of row tiles of a matrix, so many column tiles at once. `in` and `w` are
+// the lane's numbers of the first of them, the next ones are `stride` on; `whole`: they are all there.
+struct Exactly {  // as float32 numbers
+  static constexpr int tiles = 1;
+  Split<4> left;
+
+  __device__ Exactly(const float4* in, bool) : left(split_left(*in)) {}
+  __device__ void add(float (&upper)[4], float (&lower)[4], const float4* w, int64_t, bool) const {
+    const float4 b = *w;
+    add_product(upper, left, split_right(b.x, b.y));
+    add_product(lower, left, split_right(b.z, b.w));
+  }
+};
+
+struct Rounded {  // rounded to bfloat16, and summed up in float32
+  static constexpr int tiles = 2;
+  uint32_t left[4];
+
+  __device__ Rounded(const float4* in, bool whole) {
+    const float4 a = in[0], b = whole ? in[warp] : make_float4(0, 0, 0, 0);
+    left[0] = two_bf16(a.x, a.z), left[1] = two_bf16(a.y, a.w);
+    left[2] = two_bf16(b.x, b.z), left[3] = two_bf16(b.y, b.w);
+  }
+  __device__ void add(float (&upper)[4], float (&lower)[4], const float4* w, int64_t stride, bool whole) const {
+    const float4 a = *w, b = whole ? w[stride] : make_float4(0, 0, 0, 0);
+    mma_bf16(upper, left, {two_bf16(a.x, a.y), two_bf16(b.x, b.y)});
+    mma_bf16(lower, left, {two_bf16(a.z, a.w), two_bf16(b.z, b.w)});
+  }
+};
+
 // A lane's numbers where they were summed up.
 __device__ inline float4 of_sums(const float (&sums)[4]) { return make_float4(sums[0], sums[2], sums[1], sums[3]); }
 

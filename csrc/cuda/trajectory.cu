@@ -150,7 +150,7 @@ struct State {
   }
 };
 
-template <class Source>
+template <class Source, class Product>
 __global__ void __launch_bounds__(most_warps* warp) trajectory_kernel(Trajectory run, Weights all) {
   extern __shared__ float4 memory[];
   Source weights(all, static_cast<const float*>(run.weights), memory);
@@ -169,8 +169,8 @@ __global__ void __launch_bounds__(most_warps* warp) trajectory_kernel(Trajectory
       else if (!a.evaluate)
         state.combine(a, static_cast<const float*>(run.coef) + 5 * row, uint32_t(step));
       else if (run.evaluations[row] != nothing)
-        evaluate(run, at, static_cast<const float*>(run.biases) + run.evaluations[row] * run.bias_width, a.in, a.out,
-                 lane, weights);
+        evaluate<Product>(run, at, static_cast<const float*>(run.biases) + run.evaluations[row] * run.bias_width, a.in,
+                          a.out, lane, weights);
     }
   wait_async<0>();
   for (int n = 0; n < run.output_count; ++n) state.copy_out(run.outputs[n]);
@@ -182,7 +182,8 @@ int64_t bytes_of_values(const Trajectory& run, int64_t warps) {
 
 template <class Source>
 const char* run_with(const Trajectory& run, const Weights& all, int64_t tiles, int64_t warps, void* stream) {
-  return launch(trajectory_kernel<Source>, int((tiles + warps - 1) / warps), int(warps * warp),
+  const auto kernel = all.bfloat16 ? trajectory_kernel<Source, Rounded> : trajectory_kernel<Source, Exactly>;
+  return launch(kernel, int((tiles + warps - 1) / warps), int(warps * warp),
                 Source::bytes(all) + bytes_of_values(run, warps), stream, run, all);
 }
 
