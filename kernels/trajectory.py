@@ -59,7 +59,7 @@ def _split(x):
 
 @triton.jit
 def _plus_product(sums, x, w):
-    """sums + x w, all but 2^-22 of it; three products of tensor cores, as csrc/cuda/network.h has them."""
+    """sums + x w, all but 2^-22 of it; three products of tensor cores, as csrc/cuda/tile.h has them."""
     if NVIDIA:  # tl.dot's own "tf32x3" takes half as many instructions again
         high, low = _split(x)
         w_high, w_low = _split(w)
