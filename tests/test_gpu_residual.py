@@ -139,18 +139,18 @@ def test_parameters_change(kernels):
     assert len(loss_and_gradients(score, x, t, form="log_density")[1]) == 3
 
 
+@pytest.mark.parametrize("built", [pytest.param("simt", marks=NEEDED)], indirect=True)
 def test_launches(kernels):
-    """A loss and its gradients: one launch for the points, one that adds up what the blocks have."""
+    """A loss and its gradients: one launch for the points, one that adds up what the blocks have; values: one."""
     torch.manual_seed(9)
     score = score_of(MLP(2, [12], potential=True), 2, "potential")
     x, t = points(fpfast.OU(), 2, 1000)
-    if isinstance(kernels, Simt):
-        before = kernels.launches
-        loss_and_gradients(score, x, t, form="log_density")
-        assert kernels.launches - before == 2
-        with torch.no_grad():
-            fpfast.fp_residual(score, x, t, form="log_density")
-        assert kernels.launches - before == 3
+    before = kernels.launches
+    loss_and_gradients(score, x, t, form="log_density")
+    assert kernels.launches - before == 2
+    with torch.no_grad():
+        fpfast.fp_residual(score, x, t, form="log_density")
+    assert kernels.launches - before == 3
 
 
 def inexact(library: Simt) -> str:
