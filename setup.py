@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pybind11.setup_helpers import Pybind11Extension
@@ -81,12 +82,12 @@ class BuildNative(build_ext):
         levels = LEVELS if X86 else {"baseline": []}
         # Python's own flags ask for debugging symbols, which would be nineteen twentieths of the module.
         compiler = [*self.compiler.compiler_so, "-g0", "-fPIC", "-fvisibility=hidden"]
-        objects = []
+        objects, commands = [], []
         for level, flags in levels.items():
             for source in CPU_SOURCES:
                 objects.append(temporary / f"{source}_{level}.o")
                 command = [*compiler, *KERNEL_FLAGS, *flags, f"-DFPFAST_LEVEL={level}"]
-                self.spawn([*command, "-c", str(ROOT / f"csrc/cpu/{source}.cpp"), "-o", str(objects[-1])])
+                commands.append([*command, "-c", str(ROOT / f"csrc/cpu/{source}.cpp"), "-o", str(objects[-1])])
         defines = ["-DFPFAST_X86"] if X86 else []
         libraries: list[str] = []
         if cuda_objects := self.build_cuda(temporary):
@@ -96,7 +97,9 @@ class BuildNative(build_ext):
         for name in BINDINGS:
             objects.append(temporary / f"{name}.o")
             source = str(ROOT / f"csrc/{name}.cpp")
-            self.spawn([*compiler, "-std=c++17", "-O2", *include, *defines, "-c", source, "-o", str(objects[-1])])
+            commands.append([*compiler, "-std=c++17", "-O2", *include, *defines, "-c", source, "-o", str(objects[-1])])
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(self.spawn, commands))
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         self.spawn(

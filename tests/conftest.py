@@ -16,6 +16,9 @@ if backends.NATIVE_ERROR is None:
 
     LEVELS = _native.levels()
 
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # they share the processors
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(workers)))
+
 native = pytest.mark.skipif(not LEVELS, reason="the native kernels are not built (fpfast doctor says why)")
 
 
