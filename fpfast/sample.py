@@ -62,6 +62,12 @@ class Options(TypedDict, total=False):
     graph: bool | Literal["auto"]
 
 
+class Bar(tqdm):
+    """A progress bar, without tqdm's thread that watches over all bars, which even one that is off would start."""
+
+    monitor_interval = 0
+
+
 @overload
 def sample(
     score: Score, shape: Sequence[int], *, return_info: Literal[False] = False, **options: Unpack[Options]
@@ -173,7 +179,7 @@ def sample(
         run = FusedLoop(schedule(net, score, table, asked, device, dtype), table, ends, callback, chosen)
     out = torch.empty(shape, dtype=dtype, device=device)
     began = time.perf_counter()
-    with tqdm(total=len(starts) * run.steps, desc="sampling", unit="step", disable=not progress) as bar:
+    with Bar(total=len(starts) * run.steps, desc="sampling", unit="step", disable=not progress) as bar:
         for start in starts:
             part = slice(start, min(start + batch_size, shape[0]))
             own = seeds[part] if seeds.ndim else seeds

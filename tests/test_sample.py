@@ -1,10 +1,12 @@
 """fpfast.sample: the same bits however a run is cut, the right distribution for every combination, and its manners."""
 
 import math
+import threading
 
 import pytest
 import torch
 from conftest import bits, mixture, native, same_bits
+from tqdm import tqdm
 
 import fpfast
 from fpfast.sde import SDES
@@ -183,6 +185,15 @@ def test_float64_state_and_image_shapes():
     assert x.dtype == torch.float64
     torch.testing.assert_close(x.float(), y, rtol=1e-4, atol=1e-5)
     assert not torch.equal(bits(x[0]), bits(x[1]))
+
+
+def test_no_thread_is_left_behind(monkeypatch):
+    """tqdm starts one for the first bar of a process, even for one that is off."""
+    monkeypatch.setattr(tqdm, "monitor", None)
+    before = threading.active_count()
+    run()
+    run(progress=True)
+    assert threading.active_count() == before
 
 
 def test_progress_bar_goes_to_stderr(capsys):
