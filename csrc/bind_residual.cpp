@@ -129,6 +129,9 @@ void cuda_residual(const py::dict& arguments, uintptr_t cuda_stream) {
   scratch.places = static_cast<const int64_t*>(pointer("places"));
   check(run, number("weight_count"), scratch.sum_count, 8);
   require(run.jets % 8 == 0 && run.adjoints % 8 == 0, "workspace: expected multiples of 8 rows");
+  require(run.directions <= 1 << 20 && run.jets + run.adjoints <= int64_t(1) << 31 &&
+              cuda::residual_bytes(run) <= cuda::most_residual_bytes,
+          "workspace: expected at most 16 GB for 128 points");
   require(scratch.blocks >= 1 && scratch.blocks <= int64_t(1) << 16 && scratch.values &&
               number("value_count") * int64_t(sizeof(float)) >= cuda::residual_bytes(run),
           "values: expected room for each block");

@@ -242,7 +242,8 @@ class Cuda(_Pairs):
         """A Fokker-Planck residual of a recognised network, and gradients; see csrc/cuda/residual.cu."""
         x = tensors["x"]
         assert x is not None
-        scratch = Scratch.of(tensors, numbers, torch.cuda.get_device_properties(x.device).multi_processor_count)
+        gpu = torch.cuda.get_device_properties(x.device)
+        scratch = Scratch.of(tensors, numbers, gpu.multi_processor_count, gpu.total_memory)
         blocks, size = scratch.values.shape
         given = {**numbers, "blocks": blocks, "value_count": size}
         given["sum_count"] = 0 if scratch.sums is None else scratch.sums.shape[1]

@@ -13,7 +13,8 @@ TILE = 8  # rows and columns of a GPU's tiles (csrc/cuda/tile.h); a matrix has p
 PAIRS = 8  # of them are summed up together by the trajectory kernel
 FRAGMENT = 128  # numbers: one column tile of one pair of row tiles
 POINTS = 128  # of a residual's block of threads
-SCRATCH = 1 << 30  # bytes that the blocks' values may take
+TOGETHER = 2  # blocks on a multiprocessor
+SCRATCH = 1 << 30  # bytes that the blocks' values may take, and a sixteenth of the GPU's memory
 
 
 def up(count: int, granule: int) -> int:
@@ -87,12 +88,13 @@ class Scratch(NamedTuple):
     losses: Tensor | None  # [blocks], float64
 
     @staticmethod
-    def of(tensors: dict[str, Tensor | None], numbers: dict[str, int | float], processors: int) -> Scratch:
-        """For a call of ``native.Cuda.residual``: a block for each multiprocessor, or fewer."""
+    def of(tensors: dict[str, Tensor | None], numbers: dict[str, int | float], processors: int, memory: int) -> Scratch:
+        """For a call of ``native.Cuda.residual`` on a GPU with so many multiprocessors and bytes."""
         x = tensors["x"]
         assert x is not None
         size = POINTS * int(numbers["jets"] + numbers["adjoints"]) * int(numbers["columns"])
-        blocks = max(1, min(-(-len(x) // POINTS), processors, SCRATCH // (4 * size)))
+        room = min(SCRATCH, memory // 16) // (4 * size)
+        blocks = max(1, min(-(-len(x) // POINTS), TOGETHER * processors, room))
         sums, losses = (tensors[name] is not None for name in ("gradient", "loss"))
         return Scratch(
             x.new_empty(blocks, size),

@@ -222,6 +222,10 @@ class OfBlocks(ctypes.Structure):  # csrc/cuda/launch.h
     ]
 
 
+class Layout(ctypes.Structure):  # csrc/cuda/jets.h
+    _fields_ = [(name, ctypes.c_int) for name in ("directions", "columns", "jets", "size")]
+
+
 WRITTEN = ("value", "loss", "gradient", "feature_adjoints", "rate_adjoints")  # of a residual
 
 
@@ -387,15 +391,17 @@ class Cuda(Backend):
         )
 
     def residual(self, *, tensors: dict[str, Tensor | None], numbers: dict[str, int | float]) -> None:
-        scratch = Scratch.of(tensors, numbers, self.processors)
+        scratch = Scratch.of(tensors, numbers, self.processors, memory=1 << 34)
         there = {name: tensor for name, tensor in tensors.items() if tensor is not None and name != "program_here"}
         own = [tensor for tensor in scratch if tensor is not None]
         outputs = [there[name] for name in WRITTEN if name in there]
         inputs = [tensor for name, tensor in there.items() if tensor.numel() and name not in ("value", *WRITTEN[3:])]
         memory = Memory([*outputs, *own], inputs, whole=False)
         run, more = residual(tensors, scratch, numbers, lambda tensor: memory[tensor].ptr if tensor.numel() else 0)
-        name = f"residual_kernelIL.*4FormE{run.form}E"
-        self.launch("residual", name, more.blocks, memory, [run, more])
+        name, columns = f"residual_kernelIL.*4FormE{run.form}E", int(numbers["columns"])
+        size = (run.jets + run.adjoints) // 8 * columns * 32
+        layout = Layout(run.directions, columns, run.jets, size)
+        self.launch("residual", name, more.blocks, memory, [run, more, layout])
         if run.gradient or run.loss:
             count = run.gradient_count * bool(run.gradient) + bool(run.loss)
             self.launch("residual", "fold_kernel", -(-count // THREADS), memory, [run, more])

@@ -186,7 +186,7 @@ class Simt:
         self.call("trajectory", written, read, ctypes.byref(run), ctypes.byref(weights))
 
     def residual(self, *, tensors: dict[str, Tensor | None], numbers: dict[str, int | float]) -> None:
-        scratch = Scratch.of(tensors, numbers, self.processors or 2)
+        scratch = Scratch.of(tensors, numbers, self.processors or 2, memory=1 << 34)
         there = {name: tensor for name, tensor in tensors.items() if tensor is not None and name != "program_here"}
         own = [tensor for tensor in scratch if tensor is not None]
         written = [there.pop(name) for name in WRITTEN if name in there] + own

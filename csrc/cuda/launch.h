@@ -47,6 +47,7 @@ struct Scratch {
 };
 
 constexpr int64_t block_points = 128;
+constexpr int64_t most_residual_bytes = int64_t(1) << 34;  // of a block: 32 bits count them as float2
 int64_t residual_bytes(const Residual& run);
 const char* residual(const Residual& run, const Scratch& scratch, void* stream);
 

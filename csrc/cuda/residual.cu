@@ -15,9 +15,15 @@ enum Coefficient { A, GAMMA, P, Q, P_RATE, Q_RATE };
 static_assert(block_points == points_warps * tile_samples);
 
 template <Form form>
-__host__ __device__ Columns columns_of(const Residual& run) {
-  const int64_t n = run.directions;
+Columns columns_of(const Residual& run) {
+  const int n = int(run.directions);
   return {n, form == Form::potential ? 2 * n + 4 : form == Form::score ? 2 * n + 3 : n + 2};
+}
+
+template <Form form>
+Layout layout_of(const Residual& run) {
+  const Columns columns = columns_of<form>(run);
+  return {columns, int(run.jets), int(run.jets + run.adjoints) / tile_rows * columns.count * warp};
 }
 
 // Columns that take part in the first pass back, and in that for parameters.
@@ -30,58 +36,65 @@ constexpr Reach reach_of_parameters = form == Form::potential ? Reach::rate_alon
                                       : form == Form::score   ? Reach::along_e
                                                               : Reach::first_order;
 
+// What a thread needs now and then only, which lies in shared memory: in registers it would leave too few for two
+// blocks on a multiprocessor.
+struct Kept {
+  int part;        // of the points, block_points of them: the block's present one
+  int64_t sample;  // the lane's first in it
+  double loss;
+  float2 square;  // of log_density_probes |s|^2
+};
+
 template <Form form>
 class PointTile {
  public:
-  __device__ PointTile(const Residual& run, const Scratch& scratch)
-      : run_(run), columns_(columns_of<form>(run)), lane_{int(threadIdx.x) % warp} {
-    const int64_t of_warp = (run.jets + run.adjoints) / tile_rows * columns_.count * warp;
-    float4* const of_block = scratch.values + blockIdx.x * points_warps * of_warp;
-    space_ = {of_block + threadIdx.x / warp * of_warp + lane_.number, run.jets, columns_.count};
-    block_ = {reinterpret_cast<const float2*>(of_block), 2 * of_warp, columns_.count};
-    sums_ = scratch.sums + blockIdx.x * scratch.sum_count;
+  __device__ PointTile(const Residual& run, const Scratch& scratch, const Layout& layout, Kept& kept)
+      : run_(run), scratch_(scratch), layout_(layout), kept_(kept) {
+    memory_ = of_block() + threadIdx.x / warp * layout.size + lane().number;
   }
 
-  // The points from `start` on; the warps of a block come here together. `adds`: not the block's first.
+  // The points of the present part; the warps of a block come here together.
   //
   // Twice forwards and back: the first time for the residual, the second for the parameters' gradients. One loop, so
   // that there is one text of the network in the machine's code.
-  __device__ void points(int64_t start, bool adds) {
-    first_ = start + threadIdx.x / warp * tile_samples, adds_ = adds;
+  __device__ void points() {
+    const Columns& c = layout_.columns;
+    kept_.sample = int64_t(kept_.part) * block_points + threadIdx.x / warp * tile_samples + lane().sample(0);
     load_points();
 #pragma unroll 1
     for (bool parameters = form == Form::log_density;; parameters = true) {
       const bool again = parameters && form != Form::log_density;
-      forward(again ? columns_before() : 0, parameters ? columns_.count : columns_before());
-      clear(adjoint(run_.output_adjoint), run_.outputs);
+      forward(again ? columns_before() : 0, parameters ? c.count : columns_before());
+      clear(layout_.adjoint(run_.output_adjoint), run_.outputs);
       parameters ? seed_gradients() : seed_residual();
       if (parameters && !wanted()) return;
-      backward(parameters            ? columns_.count
-               : form == Form::score ? 1 + columns_.directions
-                                     : columns_before(),
-               parameters);
+      backward(parameters);
       if (parameters) return;
       finish_residual();
       if (form >= Form::potential && !wanted()) return;
     }
   }
 
-  __device__ double loss() const { return loss_; }
-
  private:
+  __device__ Lane lane() const { return {int(threadIdx.x) % warp}; }
+  __device__ float4* of_block() const { return scratch_.values + int64_t(blockIdx.x) * points_warps * layout_.size; }
+  __device__ Block block() const {
+    return {reinterpret_cast<const float2*>(of_block()), 2 * layout_.size, layout_.columns.count};
+  }
+  __device__ float* sums() const { return scratch_.sums + blockIdx.x * scratch_.sum_count; }
+  __device__ bool adds() const { return kept_.part >= int(gridDim.x); }  // to sums of earlier parts
   __device__ bool wanted() const { return run_.gradient; }
-  __device__ float4* jet(int64_t row) const { return space_.jet(row); }
-  __device__ float4* adjoint(int64_t row) const { return space_.adjoint(row); }
-  __device__ float4& x(int t, int64_t column) const { return jet(t * tile_rows)[column * warp]; }
-  __device__ float4& x_adjoint(int t, int64_t column) const { return adjoint(t * tile_rows)[column * warp]; }
-  __device__ float4 y(int t, int64_t column) const {
-    return within(jet(run_.output + t * tile_rows)[column * warp], t, run_.outputs);
+
+  __device__ float4& jet(int row, int column) const { return memory_[layout_.jet(row) + column * warp]; }
+  __device__ float4& adjoint(int row, int column) const { return memory_[layout_.adjoint(row) + column * warp]; }
+  __device__ float4& x(int t, int column) const { return jet(t * tile_rows, column); }
+  __device__ float4& x_adjoint(int t, int column) const { return adjoint(t * tile_rows, column); }
+  __device__ float4 y(int t, int column) const {
+    return within(jet(run_.output + t * tile_rows, column), t, run_.outputs);
   }
-  __device__ float4& seed(int t, int64_t column) const {
-    return adjoint(run_.output_adjoint + t * tile_rows)[column * warp];
-  }
-  __device__ int64_t row(int t) const { return t * tile_rows + lane_.row(); }
-  __device__ int64_t sample(int which) const { return first_ + lane_.sample(which); }
+  __device__ float4& seed(int t, int column) const { return adjoint(run_.output_adjoint + t * tile_rows, column); }
+  __device__ int row(int t) const { return t * tile_rows + lane().row(); }
+  __device__ int64_t sample(int which) const { return kept_.sample + which * (tile_samples / 2); }
 
   // Zeros in place of rows that do not exist.
   __device__ float4 within(float4 v, int t, int64_t rows) const {
@@ -115,30 +128,31 @@ class PointTile {
   __device__ float4 coef(Coefficient which) const {
     return of_samples(samples_of(static_cast<const float*>(run_.coef) + which * run_.samples));
   }
+  __device__ float4 curvature() const {  // without one a rate is d_t alone
+    return form == Form::score ? of_all(0) : of_all(float(run_.share)) * coef(GAMMA);
+  }
 
-  __device__ void clear(float4* at, int64_t rows) const {
-    for (int64_t k = 0; k < tiles_of(rows) * columns_.count; ++k) at[k * warp] = of_all(0);
+  __device__ void clear(int at, int64_t rows) const {
+    for (int k = 0; k < tiles_of(rows) * layout_.columns.count; ++k) memory_[at + k * warp] = of_all(0);
   }
 
   __device__ void load_points() {
-    const int64_t d = run_.dimension, n = run_.directions;
-    curvature_ =
-        form == Form::score ? of_all(0) : of_all(float(run_.share)) * coef(GAMMA);  // there a rate is d_t alone
-    clear(jet(0), d);
+    const int d = int(run_.dimension), n = layout_.columns.directions;
+    clear(layout_.jet(0), d);
     for (int t = 0; t < tiles_of(d); ++t) {
       const float4 at = gather(run_.x, d, t);
       x(t, 0) = at;
-      if constexpr (form != Form::score) x(t, columns_.rate()) = coef(A) * at;
-      for (int64_t i = 0; i < n; ++i)
+      if constexpr (form != Form::score) x(t, layout_.columns.rate()) = coef(A) * at;
+      for (int i = 0; i < n; ++i)
         x(t, 1 + i) = run_.probes ? gather(static_cast<const float*>(run_.probes) + i * run_.samples * d, d, t)
                                   : of_rows({i == row(t) ? 1.0f : 0.0f, i == row(t) + 1 ? 1.0f : 0.0f});
     }
     if (!run_.feature_count) return;
-    clear(jet(run_.features), run_.feature_count);
+    clear(layout_.jet(run_.features), run_.feature_count);
     for (int t = 0; t < tiles_of(run_.feature_count); ++t) {
-      float4* const feature = jet(run_.features + t * tile_rows);
-      feature[0] = gather(run_.feature_values, run_.feature_count, t);
-      feature[columns_.rate() * warp] = gather(run_.feature_rates, run_.feature_count, t);
+      const int feature = run_.features + t * tile_rows;
+      jet(feature, 0) = gather(run_.feature_values, run_.feature_count, t);
+      jet(feature, layout_.columns.rate()) = gather(run_.feature_rates, run_.feature_count, t);
     }
   }
 
@@ -155,8 +169,8 @@ class PointTile {
       weight = {weight.x * given.x, weight.y * given.y};
     }
     const float4 weighted = of_samples(weight) * residual;
-    loss_ += double(weighted.x) * double(residual.x) + double(weighted.y) * double(residual.y) +
-             double(weighted.z) * double(residual.z) + double(weighted.w) * double(residual.w);
+    kept_.loss += double(weighted.x) * double(residual.x) + double(weighted.y) * double(residual.y) +
+                  double(weighted.z) * double(residual.z) + double(weighted.w) * double(residual.w);
     return weighted + weighted;
   }
 
@@ -169,7 +183,7 @@ class PointTile {
   // score               eps = d_t s - grad U, U = g^2/2 (div s + |s|^2) - a x.s, with sums of v.J v for div s.
 
   // Columns of the first pass forwards.
-  __device__ int64_t columns_before() const { return form == Form::log_density_probes ? 1 : columns_.first_order(); }
+  __device__ int columns_before() const { return form == Form::log_density_probes ? 1 : layout_.columns.first_order(); }
 
   __device__ float4 score_at(int t) const { return Row::fma(coef(P), x(t, 0), coef(Q) * y(t, 0)); }
   // Of U by s, but for div s.
@@ -177,22 +191,22 @@ class PointTile {
   __device__ float4 share() const { return of_all(float(run_.share)) * coef(GAMMA) * coef(Q); }
 
   __device__ void seed_residual() const {
-    const Columns& c = columns_;
+    const Columns& c = layout_.columns;
     if constexpr (form == Form::log_density_probes) seed(0, 0) = within(of_all(1), 0, 1);
     if constexpr (form == Form::potential) {
-      for (int64_t i = 1; i <= c.directions; ++i) seed(0, i) = of_all(-2) * coef(GAMMA) * y(0, i);
+      for (int i = 1; i <= c.directions; ++i) seed(0, i) = of_all(-2) * coef(GAMMA) * y(0, i);
       seed(0, c.rate()) = within(of_all(1), 0, 1);
     }
     if constexpr (form == Form::score)
       for (int t = 0; t < tiles_of(run_.dimension); ++t) {
         seed(t, 0) = coef(Q) * by_score(t);
-        for (int64_t i = 0; i < c.directions; ++i) seed(t, 1 + i) = share() * x(t, 1 + i);
+        for (int i = 0; i < c.directions; ++i) seed(t, 1 + i) = share() * x(t, 1 + i);
       }
   }
 
   // What the first pass has found, and what the second begins with.
   __device__ void finish_residual() {
-    const Columns& c = columns_;
+    const Columns& c = layout_.columns;
     const int64_t d = run_.dimension;
     float2 square = {0, 0};
     for (int t = 0; t < tiles_of(d); ++t) {
@@ -216,27 +230,27 @@ class PointTile {
         square.x += __shfl_xor_sync(0xFFFFFFFFu, square.x, other);
         square.y += __shfl_xor_sync(0xFFFFFFFFu, square.y, other);
       }
-      square_ = of_samples(square);
+      kept_.square = square;
     }
   }
 
   __device__ void seed_gradients() {
-    const Columns& c = columns_;
+    const Columns& c = layout_.columns;
     if constexpr (form == Form::log_density || form == Form::log_density_probes) {
-      float4 square = square_;
+      float4 square = of_samples(kept_.square);
       if constexpr (form == Form::log_density) {
         square = of_all(0);
-        for (int64_t i = 1; i <= c.directions; ++i) square = square - y(0, i) * y(0, i);
+        for (int i = 1; i <= c.directions; ++i) square = square - y(0, i) * y(0, i);
       }
       const float4 known = coef(A) * of_all(float(run_.dimension)) + coef(GAMMA) * square;
       const float4 asked = finish(y(0, c.rate()) + within(known, 0, 1), 1, 0);
       if constexpr (form == Form::log_density)
-        for (int64_t i = 1; i <= c.directions; ++i) seed(0, i) = of_all(-2) * coef(GAMMA) * asked * y(0, i);
+        for (int i = 1; i <= c.directions; ++i) seed(0, i) = of_all(-2) * coef(GAMMA) * asked * y(0, i);
       seed(0, c.rate()) = asked;
     }
     if constexpr (form == Form::potential) {
       const float4 minus_twice = of_all(-2) * coef(GAMMA);
-      for (int64_t i = 0; i < c.directions; ++i) {
+      for (int i = 0; i < c.directions; ++i) {
         seed(0, 1 + i) = minus_twice * y(0, c.mixed() + i);
         seed(0, c.mixed() + i) = minus_twice * y(0, 1 + i);
       }
@@ -248,7 +262,7 @@ class PointTile {
         seed(t, 0) = coef(Q_RATE) * e + coef(Q) * (coef(A) * e - of_all(2) * coef(GAMMA) * s_along_e);
         seed(t, c.rate()) = coef(Q) * e;
         seed(t, c.along_e()) = -(coef(Q) * by_score(t));
-        for (int64_t i = 0; i < c.directions; ++i) seed(t, c.mixed() + i) = -(share() * x(t, 1 + i));
+        for (int i = 0; i < c.directions; ++i) seed(t, c.mixed() + i) = -(share() * x(t, 1 + i));
       }
   }
 
@@ -256,146 +270,139 @@ class PointTile {
 
   __device__ const float* weights(int64_t at) const { return static_cast<const float*>(run_.weights) + at; }
   __device__ const float4* matrix(int64_t at) const {
-    return reinterpret_cast<const float4*>(weights(at)) + lane_.number;
+    return reinterpret_cast<const float4*>(weights(at)) + lane().number;
   }
+  __device__ const float* factors(int64_t at) const { return weights(at) + lane().row(); }  // one a row
 
-  __device__ void forward(int64_t first, int64_t last) const {
-    const Columns& c = columns_;
-    const int64_t width = c.count;
+  __device__ void forward(int first, int last) const {
+    const Columns& c = layout_.columns;
+    const int width = c.count;
     const Some all = {first, last};
     // Of the value's and the rate's columns those that are asked for.
     const Some of_time = {first == 0 ? 0 : c.rate(), last > c.rate() && first <= c.rate() ? c.rate() + 1 : first == 0,
                           c.rate()};
-    for (int64_t k = 0; k < run_.instructions; ++k) {
+    for (int k = 0; k < run_.instructions; ++k) {
       const JetInstruction& i = run_.program[k];
-      float4 *const out = jet(i.out), *const a = jet(i.a);
-      float4* const b = i.b == nothing ? nullptr : jet(i.b);
+      const int out = layout_.jet(i.out), a = layout_.jet(i.a), b = i.b == nothing ? nowhere : layout_.jet(i.b);
+      const bool of_feature = i.op == JetOp::feature;
+      const Some some = of_feature ? of_time : all;
       switch (i.op) {
-        case JetOp::linear: multiply(i.rows, i.columns, out, a, matrix(i.weights), b, width, all); break;
+        case JetOp::linear:
         case JetOp::feature:
           if (i.weights == nothing)
-            copy_columns(i.rows, out, a, nullptr, width, true, of_time);
+            copy_columns(i.rows, memory_, out, a, nullptr, width, true, some);
           else
-            multiply(i.rows, i.columns, out, a, matrix(i.weights), out, width, of_time);
+            multiply(i.rows, i.columns, memory_, out, a, matrix(i.weights), of_feature ? out : b, width, some);
           break;
         case JetOp::activate:
-          for_slopes(i, a, width, *weights(i.weights), [&](int t, const Jet<float4>& h) {
-            const Row from = {a + t * width * warp}, to = {out + t * width * warp};
+          for_slopes(i, memory_ + a, width, *weights(i.weights), [&](int at, const Jet<float4>& h) {
+            const Row from = {memory_, a + at}, to = {memory_, out + at};
             if (first == 0) to.put(0, h.value);
-            if (first <= 1 && last > 1) first_order_row(from, to, h.first, h.second, curvature_, c);
+            if (first <= 1 && last > 1) first_order_row(from, to, h.first, h.second, curvature(), c);
             if constexpr (form == Form::potential || form == Form::score)
               if (last > c.first_order())
-                along_e_row<form == Form::potential>(from, to, h.first, h.second, h.third, curvature_, c);
+                along_e_row<form == Form::potential>(from, to, h.first, h.second, h.third, curvature(), c);
           });
           break;
         case JetOp::add:
-          copy_columns(i.rows, out, a, nullptr, width, false, all);
-          if (b) copy_columns(i.rows, out, b, nullptr, width, true, all);
+          copy_columns(i.rows, memory_, out, a, nullptr, width, false, all);
+          if (b != nowhere) copy_columns(i.rows, memory_, out, b, nullptr, width, true, all);
           break;
-        case JetOp::scale: copy_columns(i.rows, out, a, weights(i.weights) + lane_.row(), width, false, all); break;
+        case JetOp::scale: copy_columns(i.rows, memory_, out, a, factors(i.weights), width, false, all); break;
       }
       if (i.bias != nothing && first == 0)
         for (int t = 0; t < tiles_of(i.rows); ++t) {
-          const float* const bias = weights(i.bias) + t * tile_rows + lane_.row();
-          out[t * width * warp] = out[t * width * warp] + of_rows(*reinterpret_cast<const float2*>(bias));
+          float4& value = memory_[out + t * width * warp];
+          value = value + of_rows(*reinterpret_cast<const float2*>(factors(i.bias) + t * tile_rows));
         }
     }
   }
 
-  // Adjoints of columns 0 ... last - 1: of parameters, or else of x.
-  __device__ void backward(int64_t last, bool parameters) const {
-    const Columns& c = columns_;
-    const int64_t width = c.count;
+  // To parameters, or else to x.
+  __device__ void backward(bool parameters) const {
+    const Columns& c = layout_.columns;
+    const int width = c.count;
+    const int last = parameters ? c.count : form == Form::score ? 1 + c.directions : columns_before();
     const Some all = {0, last}, of_time = {0, c.rate() + 1, c.rate()};
-    for (int64_t k = run_.instructions - 1; k >= 0; --k) {
+    for (int k = int(run_.instructions) - 1; k >= 0; --k) {
       const JetInstruction& i = run_.program[k];
-      float4 *const out = adjoint(i.out_adjoint), *const in = jet(i.a);
+      if (parameters && (i.gradient != nothing || i.bias_gradient != nothing)) gradients(i);
       const bool to_x = i.a_adjoint >= 0 && i.a_adjoint < run_.dimension, of_feature = i.op == JetOp::feature;
-      float4* const a = i.a_adjoint == nothing || (parameters ? to_x : of_feature) ? nullptr : adjoint(i.a_adjoint);
-      const bool adds = i.a_adds;
-      if (parameters && (i.gradient != nothing || i.bias_gradient != nothing)) gradients(i, last);
+      const bool wanted = i.a_adjoint != nothing && !(parameters ? to_x : of_feature), adds = i.a_adds;
+      const int out = layout_.adjoint(i.out_adjoint), a = wanted ? layout_.adjoint(i.a_adjoint) : nowhere;
       if (i.b != nothing && i.b_adjoint != nothing && !(parameters && i.b_adjoint < run_.dimension))
-        copy_columns(i.rows, adjoint(i.b_adjoint), out, nullptr, width, i.b_adds, all);
+        copy_columns(i.rows, memory_, layout_.adjoint(i.b_adjoint), out, nullptr, width, i.b_adds, all);
+      if (!wanted) continue;
+      const Some some = of_feature ? of_time : all;
       switch (i.op) {
         case JetOp::linear:
-        case JetOp::feature: {
-          const Some some = of_feature ? of_time : all;
-          if (a && i.weights == nothing)
-            copy_columns(i.rows, a, out, nullptr, width, adds, some);
-          else if (a)
-            multiply(i.columns, i.rows, a, out, matrix(i.transposed), adds ? a : nullptr, width, some);
+        case JetOp::feature:
+          if (i.weights == nothing)
+            copy_columns(i.rows, memory_, a, out, nullptr, width, adds, some);
+          else
+            multiply(i.columns, i.rows, memory_, a, out, matrix(i.transposed), adds ? a : nowhere, width, some);
           break;
-        }
-        case JetOp::activate:
-          if (!a) break;
-          for_slopes(i, in, width, *weights(i.weights), [&](int t, const Jet<float4>& h) {
-            const int64_t at = t * width * warp;
+        case JetOp::activate: {
+          const int z = layout_.jet(i.a);
+          for_slopes(i, memory_ + z, width, *weights(i.weights), [&](int at, const Jet<float4>& h) {
+            const Row from = {memory_, z + at}, upper = {memory_, out + at}, to = {memory_, a + at, adds};
             const SlopesOfRow<float4> slopes = {h.first, h.second, h.third, h.fourth};
             if (parameters)
-              back_row<reach_of_parameters<form>>(Row{in + at}, Row{out + at}, Row{a + at, adds}, slopes, curvature_,
-                                                  c);
+              back_row<reach_of_parameters<form>>(from, upper, to, slopes, curvature(), c);
             else if constexpr (form != Form::log_density)
-              back_row<reach_of_x<form>>(Row{in + at}, Row{out + at}, Row{a + at, adds}, slopes, curvature_, c);
+              back_row<reach_of_x<form>>(from, upper, to, slopes, curvature(), c);
           });
           break;
-        case JetOp::add:
-          if (a) copy_columns(i.rows, a, out, nullptr, width, adds, all);
-          break;
-        case JetOp::scale:
-          if (a) copy_columns(i.rows, a, out, weights(i.weights) + lane_.row(), width, adds, all);
-          break;
+        }
+        case JetOp::add: copy_columns(i.rows, memory_, a, out, nullptr, width, adds, all); break;
+        case JetOp::scale: copy_columns(i.rows, memory_, a, out, factors(i.weights), width, adds, all); break;
       }
     }
     if (!parameters || !run_.feature_adjoints) return;
     for (int t = 0; t < tiles_of(run_.feature_count); ++t) {
-      const float4* const of = adjoint(run_.features_adjoint + t * tile_rows);
-      scatter(run_.feature_adjoints, run_.feature_count, t, of[0]);
-      scatter(run_.rate_adjoints, run_.feature_count, t, of[c.rate() * warp]);
+      const int feature = int(run_.features_adjoint) + t * tile_rows;
+      scatter(run_.feature_adjoints, run_.feature_count, t, adjoint(feature, 0));
+      scatter(run_.rate_adjoints, run_.feature_count, t, adjoint(feature, c.rate()));
     }
   }
 
   // The block's, of one instruction.
-  __device__ void gradients(const JetInstruction& i, int64_t last) const {
-    const int64_t adjoint = (run_.jets + i.out_adjoint) / tile_rows, in = i.a / tile_rows;
+  __device__ void gradients(const JetInstruction& i) const {
+    const int adjoint = int(run_.jets + i.out_adjoint) / tile_rows, in = int(i.a) / tile_rows;
+    const Columns& c = layout_.columns;
     __syncthreads();  // every warp's adjoint is there
-    if (i.bias_gradient != nothing) row_sums(i.rows, sums_ + i.bias_gradient, adjoint, nothing, block_, adds_, 1);
+    if (i.bias_gradient != nothing) row_sums(i.rows, sums() + i.bias_gradient, adjoint, nowhere, block(), adds(), 1);
     if (i.gradient != nothing) {
-      float4* const sums = reinterpret_cast<float4*>(sums_ + i.gradient);
-      const Some some = i.op == JetOp::feature ? Some{0, columns_.rate() + 1, columns_.rate()} : Some{0, last};
+      float* const to = sums() + i.gradient;
+      const Some some = i.op == JetOp::feature ? Some{0, c.rate() + 1, c.rate()} : Some{0, c.count};
       if (i.op == JetOp::scale)
-        row_sums(i.rows, sums_ + i.gradient, adjoint, in, block_, adds_, last);
+        row_sums(i.rows, to, adjoint, in, block(), adds(), c.count);
       else
-        outer(i.rows, i.columns, sums, adjoint, in, block_, adds_, lane_, some);
+        outer(i.rows, i.columns, reinterpret_cast<float4*>(to), adjoint, in, block(), adds(), lane(), some);
     }
     __syncthreads();  // and none is needed any more
   }
 
   const Residual& run_;
-  Columns columns_;
-  Lane lane_;
-  Space space_;
-  Block block_;
-  float* sums_;
-  float4 curvature_, square_;  // of log_density_probes |s|^2
-  int64_t first_ = 0;
-  bool adds_ = false;
-  double loss_ = 0;
+  const Scratch& scratch_;
+  const Layout& layout_;
+  Kept& kept_;
+  float4* memory_;  // the lane's
 };
 
 template <Form form>
-__global__ void __launch_bounds__(points_warps* warp, 1) residual_kernel(Residual run, Scratch scratch) {
-  PointTile<form> tile(run, scratch);
-  for (int64_t start = int64_t(blockIdx.x) * block_points; start < run.samples;
-       start += int64_t(gridDim.x) * block_points)
-    tile.points(start, start >= int64_t(gridDim.x) * block_points);
+__global__ void __launch_bounds__(points_warps* warp, points_blocks)
+    residual_kernel(Residual run, Scratch scratch, Layout layout) {
+  __shared__ Kept kept[points_warps * warp];
+  Kept& own = kept[threadIdx.x] = {};
+  PointTile<form> tile(run, scratch, layout, own);
+  for (own.part = int(blockIdx.x); own.part * block_points < run.samples; own.part += int(gridDim.x)) tile.points();
   if (!run.loss) return;
-  __shared__ double losses[points_warps * warp];
-  losses[threadIdx.x] = tile.loss();
   for (unsigned n = points_warps * warp / 2; n > 0; n /= 2) {
     __syncthreads();
-    if (threadIdx.x < n) losses[threadIdx.x] += losses[threadIdx.x + n];
+    if (threadIdx.x < n) own.loss += kept[threadIdx.x + n].loss;
   }
-  if (threadIdx.x == 0) scratch.losses[blockIdx.x] = losses[0];
+  if (threadIdx.x == 0) scratch.losses[blockIdx.x] = own.loss;
 }
 
 // A thread adds up what the blocks have of one number of the gradient; the last, of the loss.
@@ -413,7 +420,8 @@ __global__ void __launch_bounds__(threads_per_block) fold_kernel(Residual run, S
 
 template <Form form>
 const char* run_form(const Residual& run, const Scratch& scratch, void* stream) {
-  return launch(residual_kernel<form>, int(scratch.blocks), points_warps * warp, 0, stream, run, scratch);
+  return launch(residual_kernel<form>, int(scratch.blocks), points_warps * warp, 0, stream, run, scratch,
+                layout_of<form>(run));
 }
 
 }  // namespace

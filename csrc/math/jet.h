@@ -13,13 +13,13 @@ namespace fpfast {
 
 // Which columns there are.
 struct Columns {
-  int64_t directions, count;
+  int directions, count;
 
-  FPFAST_MEMBER int64_t rate() const { return 1 + directions; }
-  FPFAST_MEMBER int64_t first_order() const { return 2 + directions; }  // so many columns without e
-  FPFAST_MEMBER int64_t along_e() const { return 2 + directions; }
-  FPFAST_MEMBER int64_t mixed() const { return 3 + directions; }
-  FPFAST_MEMBER int64_t rate_along_e() const { return 3 + 2 * directions; }
+  FPFAST_MEMBER int rate() const { return 1 + directions; }
+  FPFAST_MEMBER int first_order() const { return 2 + directions; }  // so many columns without e
+  FPFAST_MEMBER int along_e() const { return 2 + directions; }
+  FPFAST_MEMBER int mixed() const { return 3 + directions; }
+  FPFAST_MEMBER int rate_along_e() const { return 3 + 2 * directions; }
 };
 
 // Derivatives of h by z.
@@ -32,7 +32,7 @@ struct SlopesOfRow {
 template <class R, class V>
 FPFAST_FN void first_order_row(const R& z, const R& h, V h1, V h2, V curvature, const Columns& c) {
   V square{};
-  for (int64_t i = 1; i <= c.directions; ++i) {
+  for (int i = 1; i <= c.directions; ++i) {
     const V zi = z.get(i);
     square = R::fma(zi, zi, square);
     h.put(i, h1 * zi);
@@ -46,7 +46,7 @@ FPFAST_FN void along_e_row(const R& z, const R& h, V h1, V h2, V h3, V curvature
   const V ze = z.get(c.along_e()), h2_ze = h2 * ze;
   h.put(c.along_e(), h1 * ze);
   V square{}, product{};
-  for (int64_t i = 1; i <= c.directions; ++i) {
+  for (int i = 1; i <= c.directions; ++i) {
     const V zi = z.get(i), zie = z.get(c.mixed() - 1 + i);
     if constexpr (rates) square = R::fma(zi, zi, square), product = R::fma(zi, zie, product);
     h.put(c.mixed() - 1 + i, R::fma(h1, zie, h2_ze * zi));
@@ -67,12 +67,12 @@ FPFAST_FN void back_row(const R& z, const R& adjoint, const Out& out, const Slop
                         const Columns& c) {
   constexpr bool rates = reach >= Reach::first_order, dual = reach >= Reach::along_e,
                  dual_rates = reach == Reach::rate_along_e;
-  const int64_t n = reach == Reach::value ? 0 : c.directions, mixed = c.mixed() - 1;
+  const int n = reach == Reach::value ? 0 : c.directions, mixed = c.mixed() - 1;
   const V h1 = h.first, h2 = h.second, h3 = h.third, u = adjoint.get(0);
   V of_h1{}, of_h2{}, of_h3{}, square{}, product{}, mixed_sum{};
   V ue{}, ze{}, ur{}, zr{}, ure{};
   if constexpr (dual) ue = adjoint.get(c.along_e()), ze = z.get(c.along_e());
-  for (int64_t i = 1; i <= n; ++i) {
+  for (int i = 1; i <= n; ++i) {
     const V zi = z.get(i);
     of_h1 = R::fma(adjoint.get(i), zi, of_h1);
     if constexpr (rates) square = R::fma(zi, zi, square);
@@ -106,7 +106,7 @@ FPFAST_FN void back_row(const R& z, const R& adjoint, const Out& out, const Slop
   if constexpr (dual_rates) of_z = R::fma(of_h3, h.fourth, of_z);
   out.put(0, of_z);
   const V bend_h2 = (bend + bend) * h2;
-  for (int64_t i = 1; i <= n; ++i) {
+  for (int i = 1; i <= n; ++i) {
     const V zi = z.get(i);
     V of_zi = adjoint.get(i) * h1;
     if constexpr (rates) of_zi = of_zi - bend_h2 * zi;
