@@ -1,9 +1,8 @@
-"""The command ``fpfast``: gap, sample, doctor, info."""
+"""The command ``fpfast``: train, sample, gap, doctor, info."""
 
 from __future__ import annotations
 
 import argparse
-import inspect
 import sys
 import time
 import zipfile
@@ -15,56 +14,34 @@ import torch
 
 import fpfast
 import fpfast.doctor
-from fpfast import output, times
+from fpfast import cli_train, model, output, times
+from fpfast import sde as sdes
 from fpfast.backends import BACKENDS
 from fpfast.data import DATA
 from fpfast.embedded import DATA as EMBEDDED_DATA
 from fpfast.embedded import EMBEDDED, embedded
-from fpfast.errors import bad, integer, real, unknown
+from fpfast.errors import bad, integer
 from fpfast.gap import Gap, gap
-from fpfast.network import MLP, load_mlp, load_tensors
+from fpfast.network import load_mlp, load_tensors
+from fpfast.processes import join, leave
 from fpfast.sample import sample
 from fpfast.score import PREDICTIONS, Score
-from fpfast.sde import SDE, SDES
 from fpfast.solvers import SOLVERS
 
 BATCH = 2048  # activations of a small network then stay in the second-level cache
-
-
-def parse_sde(spec: str) -> SDE:
-    """An SDE from "NAME" or "NAME:FIELD=VALUE,..."; raises ValueError for what it does not know."""
-    name, _, fields = spec.partition(":")
-    if name not in SDES:
-        raise unknown("--sde", name, SDES)
-    known = inspect.signature(SDES[name]).parameters
-    values = {}
-    for field in filter(None, fields.split(",")):
-        key, _, value = field.partition("=")
-        if key not in known:
-            raise unknown(f"--sde {name}", key, known)
-        values[key] = real(f"--sde {name}:{key}", _number(value))
-    return SDES[name](**values)
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 SHAPE_OPTIONS = ("hidden", "activation", "potential", "time_first", "predicts", "sde")
 
 
 def load_score(net: str, args: argparse.Namespace) -> Score:
-    """The score of an embedded network, or of a file whose shape the other options give."""
-    if net in EMBEDDED:
+    """The score of an embedded network, of a file of ``fpfast train``, or of one whose shape the other options give."""
+    if net in EMBEDDED or model.description(net) is not None:
         given = [name for name in SHAPE_OPTIONS if getattr(args, name) not in (None, False)]
         if given:
-            raise bad(
-                "--" + given[0].replace("_", "-"), f"nothing, {net} being part of the package", getattr(args, given[0])
-            )
-        return embedded(net)
+            name, value = given[0].replace("_", "-"), getattr(args, given[0])
+            raise bad(f"--{name}", f"nothing, as it is known what {net} is", value)
+        return embedded(net) if net in EMBEDDED else model.load(net)
     if args.potential and args.predicts is not None:
         raise bad("--predicts", "nothing beside --potential", args.predicts)
     if args.hidden is None:
@@ -73,7 +50,7 @@ def load_score(net: str, args: argparse.Namespace) -> Score:
         net, args.hidden, activation=args.activation or "silu", potential=args.potential, time_first=args.time_first
     )
     predicts = "potential" if args.potential else args.predicts or "score"
-    return Score(module, parse_sde(args.sde or "ou"), predicts=predicts)
+    return Score(module, sdes.parse(args.sde or "ou", "--sde"), predicts=predicts)
 
 
 def run_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -103,14 +80,6 @@ def gap_rows(results: dict[str, Gap]) -> list[list[str]]:
             cells = [f"{measures[metric].value:.5f} ± {measures[metric].error:.5f}" for metric in COLUMNS]
             rows.append([name, pair, *cells])
     return rows
-
-
-def print_table(rows: list[list[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for k, row in enumerate(rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-        if k == 0:
-            print("  ".join("-" * width for width in widths))
 
 
 def gap_json(results: dict[str, Gap], args: argparse.Namespace) -> dict[str, Any]:
@@ -173,7 +142,7 @@ def run_gap(args: argparse.Namespace) -> None:
         score = load_score(name, args)
         print(f"{label}: {EMBEDDED.get(name, 'sampling the ODE and the SDE')} ...", file=sys.stderr)
         results[label] = gap(score, data, n=args.n, noise=args.noise, **run_options(args))
-    print_table(gap_rows(results))
+    output.print_table(gap_rows(results))
     for label, result in results.items():
         outside = ", ".join(f"{name} {share:.2%}" for name, share in result.outside.items())
         print(f"{label}: {result.n} samples each, {result.evaluations} network evaluations, "
@@ -200,17 +169,24 @@ SAMPLE_OUT = {
 def run_sample(args: argparse.Namespace) -> None:
     paths = output.check(args.out, SAMPLE_OUT)
     score = load_score(args.net, args)
-    x, info = sample(
+    processes = join()
+    share = processes.share(integer("--n", args.n, processes.count))
+    options = cast(Any, score.net).options
+    part, info = sample(
         score,
-        (args.n, cast(MLP, score.net).dimension),
+        (len(share), *options.get("shape", (options.get("dimension"),))),
         noise=args.noise,
-        first_sample=args.first_sample,
+        first_sample=args.first_sample + share.start,
         return_info=True,
         **run_options(args),
     )
+    x = processes.gather(part, args.n)
+    if x is None:
+        return
+    info = info._replace(nonfinite=int((~x.flatten(1).isfinite()).any(1).sum()))
     print(f"{args.n} samples in {info.seconds:.2f} s, {info.evaluations} network evaluations, "
           f"backend {info.backend}, seed {info.seed}, {info.nonfinite} not finite")  # fmt: skip
-    print(f"mean {_brief(x.mean(0))}, std {_brief(x.std(0, correction=0))}")
+    print(f"mean {_brief(x.flatten(1).mean(0))}, std {_brief(x.flatten(1).std(0, correction=0))}")
     for path in paths:
         output.write(path, SAMPLE_OUT[path.suffix](x, info))
         print(f"wrote {path}")
@@ -238,7 +214,7 @@ def run_info(args: argparse.Namespace) -> None:
     for name, value in tensors.items():
         ends = [f"{float(value.min()):.4g}", f"{float(value.max()):.4g}"] if value.numel() else ["", ""]
         rows.append([name, "x".join(map(str, value.shape)) or "scalar", str(value.dtype).removeprefix("torch."), *ends])
-    print_table(rows)
+    output.print_table(rows)
     print(f"{len(tensors)} tensors, {sum(value.numel() for value in tensors.values())} values")
 
 
@@ -275,10 +251,13 @@ def parser() -> argparse.ArgumentParser:
                      help=f"files ending in {', '.join(GAP_OUT)} (default: %(default)s)")  # fmt: skip
     _common(one)
 
+    cli_train.add(commands)
+
     one = commands.add_parser("sample", help="samples of a network")
     one.set_defaults(run=run_sample)
     one.add_argument("--net", metavar="FILE", default="blob_w1", help="weights, or an embedded network's name")
-    one.add_argument("--n", type=int, default=10_000, help="samples (default: %(default)s)")
+    one.add_argument("--n", "--samples", type=int, default=10_000,
+                     help="samples; torchrun takes --n for its own (default: %(default)s)")  # fmt: skip
     one.add_argument("--first-sample", type=int, default=0, help="number of the first one (default: %(default)s)")
     one.add_argument("--out", nargs="+", default=[], metavar="FILE", help=f"files ending in {', '.join(SAMPLE_OUT)}")
     _common(one)
@@ -305,4 +284,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"fpfast: interrupted after {time.perf_counter() - began:.0f} s", file=sys.stderr)
         return 130
+    finally:
+        leave()
     return 0

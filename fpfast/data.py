@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy
 import torch
 from torch import Generator, Tensor
 
-from fpfast.errors import integer, key
+from fpfast.errors import bad, integer, key
 
 BLOB_CENTRES = ((-2, -2), (-2, 2), (2, -2), (2, 2), (0, 0), (4, 0), (-4, 0), (0, 4), (0, -4))
 BLOB_SCALE = 0.65
@@ -63,11 +64,16 @@ def swiss_roll(n: int, generator: Generator) -> Tensor:
     return torch.from_numpy(points[:, [0, 2]] / 5).float()
 
 
-def digits(n: int, generator: Generator) -> Tensor:
-    """scikit-learn's 1,797 handwritten digits, (n, 1, 8, 8) in [-1, 1], drawn with replacement."""
+def digit_images() -> Tensor:
+    """scikit-learn's handwritten digits, (1797, 1, 8, 8) in [-1, 1]."""
     from sklearn.datasets import load_digits
 
-    images = torch.from_numpy(load_digits().images).float()[:, None] / 8 - 1
+    return torch.from_numpy(load_digits().images).float()[:, None] / 8 - 1
+
+
+def digits(n: int, generator: Generator) -> Tensor:
+    """Images of :func:`digit_images`, (n, 1, 8, 8), drawn with replacement."""
+    images = digit_images()
     return images[torch.randint(len(images), (n,), generator=generator)]
 
 
@@ -89,3 +95,34 @@ def draw(name: str, n: int, *, seed: int = 0) -> Tensor:
     """
     n = integer("n", n, 1)
     return DATA[key("data", name, DATA)](n, torch.Generator().manual_seed(seed))
+
+
+def load(path: str | Path) -> Tensor:
+    """The samples of a ``.npy``, ``.npz`` (of one array) or ``.pt`` (one tensor) file as float32, (N, ...).
+
+    Nothing in the file is executed. Raises FileNotFoundError, or ValueError for files that hold anything else, or
+    numbers that are not finite.
+    """
+    path = Path(path)
+    if path.suffix not in (".npy", ".npz", ".pt"):
+        raise bad("data", "one of " + ", ".join(DATA) + ", or a file that ends in .npy, .npz or .pt", repr(str(path)))
+    if not path.is_file():
+        raise FileNotFoundError(f"data: expected a readable file, got {str(path)!r}, which does not exist")
+    try:
+        if path.suffix == ".pt":
+            x = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            found = numpy.load(path, allow_pickle=False)
+            names = [] if path.suffix == ".npy" else found.files
+            if len(names) > 1:
+                raise bad("data", "one array", f"{', '.join(names)} in {str(path)!r}")
+            x = torch.from_numpy(found[names[0]] if names else found)
+    except Exception as error:  # each library has error types of its own; the cause stays attached
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise bad("data", "an array of numbers and nothing else (no code)", f"{str(path)!r}: {reason}") from error
+    if not isinstance(x, Tensor) or x.ndim < 2 or len(x) == 0 or x.is_complex():
+        raise bad("data", "numbers of shape (N, ...), N > 0", f"{str(path)!r}: {getattr(x, 'shape', type(x).__name__)}")
+    x = x.float()
+    if not bool(x.isfinite().all()):
+        raise bad("data", "finite numbers", f"{str(path)!r}: NaN or infinity")
+    return x

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,13 @@ class MLP(nn.Module):
         super().__init__()
         if dimension < 1 or not hidden or min(hidden) < 1:
             raise bad("dimension, hidden", "a positive size and one or more positive widths", (dimension, list(hidden)))
+        self.options: dict[str, Any] = {
+            "dimension": dimension,
+            "hidden": list(hidden),
+            "activation": activation,
+            "potential": potential,
+            "time_first": time_first,
+        }
         self.dimension = dimension
         self.activation = activations.activation(activation)
         self.time_first = time_first

@@ -66,3 +66,12 @@ def as_npz(arrays: Mapping[str, numpy.ndarray]) -> Writer:
 
 def as_png(figure: Any) -> Writer:
     return lambda file: figure.savefig(file, format="png", dpi=150)
+
+
+def print_table(rows: list[list[str]]) -> None:
+    """On standard output; the first row is the heading."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for k, row in enumerate(rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        if k == 0:
+            print("  ".join("-" * width for width in widths))

@@ -9,6 +9,7 @@ All functions of t take a float or a tensor and return float64 on t's device, el
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fpfast import noise
-from fpfast.errors import bad
+from fpfast.errors import bad, key, real, unknown
 
 Time = float | Tensor
 
@@ -278,3 +279,24 @@ class Flow(SDE):
 
 
 SDES: dict[str, type[SDE]] = {"ou": OU, "vp": VP, "subvp": SubVP, "ve": VE, "edm": EDM, "flow": Flow}
+
+
+def parse(spec: str, argument: str = "sde") -> SDE:
+    """An SDE from "NAME" or "NAME:FIELD=VALUE,...", such as "vp:beta_max=10".
+
+    Raises ValueError, which names ``argument``, for what it does not know.
+    """
+    name, _, fields = spec.partition(":")
+    kind = SDES[key(argument, name, SDES)]
+    known = inspect.signature(kind).parameters
+    values = {}
+    for part in filter(None, fields.split(",")):
+        field, _, value = part.partition("=")
+        if field not in known:
+            raise unknown(f"{argument} {name}", field, known)
+        try:
+            number: float | str = float(value)
+        except ValueError:
+            number = value
+        values[field] = real(f"{argument} {name}:{field}", number)
+    return kind(**values)

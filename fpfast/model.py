@@ -1,0 +1,91 @@
+"""Files of trained scores: weights, and beside them what network, SDE and outputs are.                      NETWORKS"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from fpfast import output
+from fpfast.convnet import ConvNet
+from fpfast.errors import bad, key
+from fpfast.network import MLP, load_tensors
+from fpfast.score import PREDICTIONS, Score
+from fpfast.sde import SDE, SDES
+
+# Networks that can be made again from their ``options``.
+NETWORKS: dict[str, type[nn.Module]] = {"mlp": MLP, "conv": ConvNet}
+
+
+def describe_sde(sde: SDE) -> dict[str, Any]:
+    """{"name": a key of SDES, and its fields}."""
+    for name, kind in SDES.items():
+        if type(sde) is kind:
+            return {"name": name, **dataclasses.asdict(cast(Any, sde))}
+    raise bad("sde", "one of " + ", ".join(SDES), repr(sde))
+
+
+def describe(score: Score) -> dict[str, Any]:
+    """What :func:`load` makes the score from again. Raises ValueError for networks that are not in ``NETWORKS``."""
+    net = getattr(score.net, "net", score.net)  # of a compiled one
+    for name, kind in NETWORKS.items():
+        if type(net) is kind:
+            network = {"name": name, **cast(dict[str, Any], net.options)}
+            return {"network": network, "sde": describe_sde(score.sde), "predicts": score.predicts}
+    raise bad("net", "one of " + ", ".join(kind.__name__ for kind in NETWORKS.values()), type(net).__name__)
+
+
+def write(path: str | Path, score: Score, state: dict[str, Tensor] | None = None) -> None:
+    """Writes a score to a ``.safetensors`` file, whole or not at all. ``state``: weights in place of the network's."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise bad("file", "a name that ends in .safetensors", repr(str(path)))
+    net = cast(nn.Module, getattr(score.net, "net", score.net))
+    tensors = {name: value.detach().cpu().contiguous() for name, value in (state or net.state_dict()).items()}
+    content = save(tensors, {"fpfast": json.dumps(describe(score))})
+
+    def writer(file: IO[bytes]) -> None:
+        file.write(content)
+
+    output.write(path, writer)
+
+
+def description(path: str | Path) -> dict[str, Any] | None:
+    """What :func:`write` has put beside the weights; None for files of other origin."""
+    if Path(path).suffix != ".safetensors" or not Path(path).is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get("fpfast")
+        return None if text is None else json.loads(text)
+    except Exception as error:  # a damaged file; safetensors has an error type of its own
+        raise bad("file", "weights of fpfast", f"{str(path)!r}: {error}") from error
+
+
+def load(path: str | Path) -> Score:
+    """The score that :func:`write` wrote, its network in evaluation mode and without gradients for its parameters.
+
+    Raises FileNotFoundError, or ValueError for files that are damaged or that :func:`write` has not written.
+    """
+    tensors, found = load_tensors(path), description(path)
+    if found is None:
+        raise bad("file", "one that fpfast has written, with a description", repr(str(path)))
+    try:
+        network, sde = dict(found["network"]), dict(found["sde"])
+        net = NETWORKS[key("network", network.pop("name"), NETWORKS)](**network)
+        net.load_state_dict(tensors)
+        score = Score(
+            net, SDES[key("sde", sde.pop("name"), SDES)](**sde), key("predicts", found["predicts"], PREDICTIONS)
+        )
+    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        raise bad("file", "a description that fits its weights", f"{str(path)!r}: {error}") from error
+    if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
+        raise bad("file", "finite weights", f"{str(path)!r}: NaN or infinity")
+    net.eval().requires_grad_(False)
+    return score

@@ -1,0 +1,355 @@
+"""Training a score: denoising score matching with a Fokker-Planck regulariser.  OPTIMISERS, SCHEDULES, REGULARISERS
+
+    fit = fpfast.train.fit(fpfast.Score(net, fpfast.VP(), "noise"), data, fpfast.train.Recipe(steps=20_000))
+    fpfast.sample(fit.score, (1000, 2))
+
+A run is a function of its recipe, data and first weights: batches, times, noise and probes are keyed by the seed and by
+the step (fpfast/batches.py). So a run that goes on from a checkpoint ends with the bits of one that was never stopped
+(on the CPU, with as many threads), and processes that share batches differ from one in the order of sums alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from fpfast import checkpoint, losses
+from fpfast.batches import TIME_LAWS, Batches, Draw, network_seed, seeds
+from fpfast.divergence import ESTIMATORS
+from fpfast.errors import bad, integer, key, real
+from fpfast.processes import Processes, join
+from fpfast.sample import Bar
+from fpfast.score import Score
+
+OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+
+# Of the learning rate at a share u in [0, 1] of the run.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda u: 1.0,
+    "linear": lambda u: 1 - u,
+    "cosine": lambda u: (1 + math.cos(math.pi * u)) / 2,
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides the outcome of a run, beside data and first weights.
+
+    steps, batch_size, seed; micro_batch: at most so many samples at a time, their gradients summed up.
+    optimiser, learning_rate, weight_decay; schedule: of the learning rate, after ``warmup`` steps of linear growth;
+    clip: the largest norm of the gradient, 0 for any. ema: decay of the weights' exponential average, at most
+    (1 + n) / (10 + n) after n steps; 0 for none.
+    weighting: lambda(t) of the denoising loss (``fpfast.losses.WEIGHTINGS``); time_law: a key of ``TIME_LAWS``.
+    regulariser: a key of ``REGULARISERS`` or None, multiplied by ``weight``, weighted by ``residual_weighting`` in time
+    (but "fp_diffusion", which has a weighting of its own); box: its points are uniform in [-box, box]^d, 0: they are
+    the perturbed data; estimator, unbiased, fraction: as :func:`fpfast.losses.fp_regulariser` has them.
+
+    Raises ValueError for what is out of range.
+    """
+
+    steps: int = 10_000
+    batch_size: int = 512
+    seed: int = 0
+    micro_batch: int | None = None
+    optimiser: str = "adam"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    warmup: int = 0
+    clip: float = 1.0
+    ema: float = 0.999
+    weighting: str = "noise"
+    time_law: str = "uniform"
+    regulariser: str | None = None
+    weight: float = 1.0
+    residual_weighting: str = "noise"
+    box: float = 0.0
+    estimator: str = "auto"
+    unbiased: bool = True
+    fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, low in (("steps", 1), ("batch_size", 1), ("seed", 0), ("warmup", 0)):
+            integer(name, getattr(self, name), low)
+        if self.micro_batch is not None:
+            integer("micro_batch", self.micro_batch, 1)
+        for name, low in (("learning_rate", 0), ("weight_decay", 0), ("clip", 0), ("weight", 0), ("box", 0)):
+            real(name, getattr(self, name), f"a finite number of at least {low}", low)
+        if not 0 <= real("ema", self.ema, "a number in [0, 1)") < 1:
+            raise bad("ema", "a number in [0, 1)", self.ema)
+        if not 0 < real("fraction", self.fraction, "a number in (0, 1]") <= 1:
+            raise bad("fraction", "a number in (0, 1]", self.fraction)
+        tables: dict[str, Any] = {"optimiser": OPTIMISERS, "schedule": SCHEDULES, "time_law": TIME_LAWS}
+        tables |= {"weighting": losses.WEIGHTINGS, "residual_weighting": losses.WEIGHTINGS}
+        tables |= {"estimator": ("auto", *ESTIMATORS)} | ({"regulariser": REGULARISERS} if self.regulariser else {})
+        for name, table in tables.items():
+            key(name, getattr(self, name), table)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        grown = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        after = max(0, step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.learning_rate * grown * SCHEDULES[self.schedule](after)
+
+    def average(self, averages: Any, weights: Any, steps: Any) -> None:
+        """Moves averages towards the weights; less of the first ones remains than ``ema`` alone would leave."""
+        decay = min(self.ema, (1 + int(steps)) / (10 + int(steps))) if self.ema else 0.0
+        torch._foreach_lerp_(averages, weights, 1 - decay)
+
+
+class At(NamedTuple):
+    """Where a regulariser is taken: points, times, the score there if it is known, and a seed for each."""
+
+    x: Tensor
+    t: Tensor
+    value: Tensor | None
+    seeds: Tensor
+
+
+def _of_form(form: str) -> Callable[[Score, Recipe, At], Tensor]:
+    def regulariser(score: Score, recipe: Recipe, at: At) -> Tensor:
+        return losses.fp_regulariser(
+            score,
+            at.x,
+            at.t,
+            form=form,
+            estimator=recipe.estimator,
+            unbiased=recipe.unbiased,
+            fraction=recipe.fraction,
+            weighting=recipe.residual_weighting,
+            seed=at.seeds,
+            value=at.value if form == "score" and recipe.estimator in losses.WITH_VALUE else None,
+        )
+
+    return regulariser
+
+
+def _fp_diffusion(score: Score, recipe: Recipe, at: At) -> Tensor:
+    return losses.fp_diffusion(score, at.x, at.t, seed=at.seeds)
+
+
+REGULARISERS: dict[str, Callable[[Score, Recipe, At], Tensor]] = {
+    "log_density": _of_form("log_density"),
+    "score": _of_form("score"),
+    "fp_diffusion": _fp_diffusion,
+}
+
+
+class Record(NamedTuple):
+    """Means over the steps since the last record, and the denoising loss of held-out data with averaged weights."""
+
+    step: int
+    dsm: float
+    regulariser: float
+    validation: float | None
+
+
+class Fit(NamedTuple):
+    """What a run ends with: the score with averaged weights (the last ones where ``ema`` is 0), and its records."""
+
+    score: Score
+    history: list[Record]
+
+
+def terms(score: Score, recipe: Recipe, x0: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    """(denoising loss, regulariser) of data x0, the samples ``first`` ... of a run; means, with graphs."""
+    keys = seeds(recipe.seed, "data", first, len(x0))
+    t = TIME_LAWS[recipe.time_law](score.sde, keys).to(x0.device)
+    dsm, x, t, s = losses.dsm(score, x0, weighting=recipe.weighting, t=t, seed=keys, return_points=True)
+    if recipe.regulariser is None:
+        return dsm, dsm.new_zeros(())
+    own = seeds(recipe.seed, "points", first, len(x0))
+    if recipe.box:
+        x = losses.box(tuple(x0.shape), recipe.box, seed=own).to(x0)
+        at = At(x, TIME_LAWS[recipe.time_law](score.sde, own).to(x0.device), None, own)
+    else:
+        at = At(x, t, s, own)
+    return dsm, REGULARISERS[recipe.regulariser](score, recipe, at)
+
+
+def fit(
+    score: Score,
+    data: Tensor | Draw,
+    recipe: Recipe | None = None,
+    *,
+    validation: Tensor | None = None,
+    every: int = 500,
+    checkpoint_file: str | Path | None = None,
+    resume: bool = False,
+    log_dir: str | Path | None = None,
+    progress: bool = False,
+) -> Fit:
+    """Trains the network of a score, in place.
+
+    Args:
+        score: its network is an ``nn.Module`` (or one that ``fpfast.fused.compile`` has recognised: exact residuals
+            then come from the fused engine).
+        data: a tensor (N, ...), taken in shuffled epochs, or a function (n, generator) -> n samples.
+        recipe: see :class:`Recipe`.
+        validation: held-out data, (M, ...): its denoising loss is in the records.
+        every: so many steps between records, validations, checkpoints. All are made before the first step too, so that
+            what is wrong with them shows at once.
+        checkpoint_file: a ``.pt`` file, replaced as a whole each time.
+        resume: go on from ``checkpoint_file`` if it is there. Without it a file that is there is an error.
+        log_dir: a folder for TensorBoard.
+        progress: a progress bar on stderr.
+
+    Under torchrun each process takes its share of every batch; gradients are summed over all.
+
+    Raises ValueError for arguments that do not fit, also for a checkpoint of another recipe; RuntimeError when the loss
+    is no longer finite; ModuleNotFoundError for ``log_dir`` without tensorboard.
+    """
+    recipe = recipe or Recipe()
+    every = integer("every", every, 1)
+    module = getattr(score.net, "net", score.net)
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"score: expected a network that is an nn.Module, got {type(module).__name__}")
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if not parameters:
+        raise bad("score", "a network with parameters that ask for gradients", "none")
+    run = _Run(score, module, parameters, Batches(data, recipe.batch_size, recipe.seed), recipe, validation, every)
+    if recipe.batch_size < run.processes.count:
+        raise bad("batch_size", f"a sample for each of the {run.processes.count} processes", recipe.batch_size)
+    run.begin(checkpoint_file, resume)
+    was_training = module.training
+    with _log(log_dir, run.processes) as log, _own_randomness(run.processes.device):
+        run.go(checkpoint_file, log, progress)
+    module.train(was_training)
+    return Fit(run.averaged, run.history)
+
+
+class _Run:
+    def __init__(
+        self,
+        score: Score,
+        module: nn.Module,
+        parameters: list[nn.Parameter],
+        batches: Batches,
+        recipe: Recipe,
+        validation: Tensor | None,
+        every: int,
+    ) -> None:
+        self.score, self.module, self.parameters = score, module, parameters
+        self.batches, self.recipe, self.validation, self.every = batches, recipe, validation, every
+        self.processes: Processes = join(parameters[0].device)
+        self.processes.agree([*module.parameters(), *module.buffers()])
+        self.optimiser = OPTIMISERS[recipe.optimiser](
+            parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+        self.ema = AveragedModel(module, multi_avg_fn=recipe.average)
+        self.averaged = Score(self.ema.module, score.sde, score.predicts, score.guidance)
+        self.step, self.history = 0, list[Record]()
+
+    def begin(self, path: str | Path | None, resume: bool) -> None:
+        self.module.train()
+        self.ema.module.eval().requires_grad_(False)
+        if resume and path is None:
+            raise bad("resume", "a checkpoint_file to go on from", "none")
+        if path is not None and checkpoint.there(path, resume):
+            found = checkpoint.load(path, asdict(self.recipe), self.batches(0, 0, 1))
+            self.module.load_state_dict(found["net"])
+            self.ema.load_state_dict(found["ema"])
+            self.optimiser.load_state_dict(found["optimiser"])
+            self.step, self.history = found["step"], [Record(*record) for record in found["history"]]
+        self.processes.wait()  # the first one is going to replace what the others have read
+
+    def go(self, path: str | Path | None, log: Any, progress: bool) -> None:
+        recipe, sums = self.recipe, torch.zeros(2, dtype=torch.float64)
+        if self.step == 0:
+            self.record(sums, path, log)
+        bar = Bar(total=recipe.steps, initial=self.step, disable=not (progress and self.processes.first), unit="step")
+        with bar:
+            while self.step < recipe.steps:
+                sums += self.advance()
+                bar.update()
+                if self.step % self.every == 0 or self.step == recipe.steps:
+                    self.record(sums / ((self.step - 1) % self.every + 1), path, log)
+                    sums.zero_()
+                    bar.set_postfix(dsm=f"{self.history[-1].dsm:.4g}", refresh=False)
+
+    def advance(self) -> Tensor:
+        """One step. Returns (denoising loss, regulariser), those of the whole batch, float64."""
+        recipe, sums = self.recipe, torch.zeros(2, dtype=torch.float64)
+        torch.manual_seed(network_seed(recipe.seed, self.step))
+        self.optimiser.zero_grad(set_to_none=True)
+        share = self.processes.share(recipe.batch_size)
+        together = recipe.micro_batch or len(share)
+        for first in range(share.start, share.stop, together):
+            count = min(together, share.stop - first)
+            x0 = self.batches(self.step, first, count).to(self.processes.device)
+            dsm, residual = terms(self.score, recipe, x0, self.step * recipe.batch_size + first)
+            part = count / recipe.batch_size
+            (part * (dsm + recipe.weight * residual)).backward()
+            sums += part * torch.stack((dsm.detach(), residual.detach())).double().cpu()
+        self.processes.add(p.grad for p in self.parameters if p.grad is not None)
+        if recipe.clip:
+            nn.utils.clip_grad_norm_(self.parameters, recipe.clip)
+        for group in self.optimiser.param_groups:
+            group["lr"] = recipe.rate(self.step)
+        self.optimiser.step()
+        self.ema.update_parameters(self.module)
+        self.step += 1
+        return sums
+
+    def record(self, means: Tensor, path: str | Path | None, log: Any) -> None:
+        on_device = means.to(self.processes.device)
+        self.processes.add([on_device])
+        dsm, residual = on_device.tolist()
+        held_out = None if self.validation is None else self.validate(self.validation)
+        for name, value in (("loss", dsm + self.recipe.weight * residual), ("validation loss", held_out or 0.0)):
+            if not math.isfinite(value):
+                raise RuntimeError(
+                    f"step {self.step}: expected a finite {name}, got {value}; a lower learning_rate helps"
+                )
+        if self.step:
+            self.history.append(Record(self.step, dsm, residual, held_out))
+        if not self.processes.first:
+            return
+        if log is not None and self.step:
+            for name, value in self.history[-1]._asdict().items():
+                if name != "step" and value is not None:
+                    log.add_scalar(name, value, self.step)
+        if path is not None:
+            state = {"net": self.module, "ema": self.ema, "optimiser": self.optimiser}
+            checkpoint.save(path, asdict(self.recipe), self.step, self.batches(0, 0, 1), state, self.history)
+
+    @torch.no_grad()
+    def validate(self, x0: Tensor) -> float:
+        """The denoising loss at times and with noise that are the same at every validation."""
+        keys = seeds(self.recipe.seed, "validation", 0, len(x0))
+        total = 0.0
+        for start in range(0, len(x0), self.recipe.batch_size):
+            part = slice(start, start + self.recipe.batch_size)
+            t = TIME_LAWS[self.recipe.time_law](self.score.sde, keys[part])
+            x = x0[part].to(self.processes.device)
+            loss = losses.dsm(self.averaged, x, weighting=self.recipe.weighting, t=t.to(x.device), seed=keys[part])
+            total += float(loss) * len(x) / len(x0)
+        return total
+
+
+@contextmanager
+def _own_randomness(device: torch.device) -> Iterator[None]:
+    """Leaves torch's generators as they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
+
+
+@contextmanager
+def _log(folder: str | Path | None, processes: Processes) -> Iterator[Any]:
+    if folder is None or not processes.first:
+        yield None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("log_dir: expected tensorboard, got none; pip install tensorboard") from error
+    with SummaryWriter(folder) as log:
+        yield log
