@@ -86,7 +86,7 @@ class Points:
         if not isinstance(x, Tensor) or x.ndim < 2 or x.dtype not in (torch.float32, torch.float64):
             raise bad("x", "float32 or float64 of shape (B, ...)", getattr(x, "shape", type(x).__name__))
         # A float32 network sees float32 times: differences of times are made of those.
-        t = torch.as_tensor(t, device=x.device).detach().to(x.dtype)
+        t = torch.as_tensor(t, dtype=x.dtype, device=x.device).detach()
         if t.ndim and t.shape != x.shape[:1]:
             raise bad("t", f"a number or shape ({x.shape[0]},)", tuple(t.shape))
         self.t = t.expand(x.shape[0]).clone().requires_grad_()
