@@ -13,7 +13,7 @@ LAYERS = [
     ["cli"],
     ["doctor", "plot", "output", "embedded"],
     ["__init__"],
-    ["gap"],
+    ["gap", "likelihood"],
     ["metrics", "data", "network"],
     ["sample"],
     ["trajectory"],
