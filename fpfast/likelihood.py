@@ -29,7 +29,7 @@ from fpfast.errors import bad, integer, key, real
 from fpfast.points import DISTRIBUTIONS, Points, Probes
 from fpfast.sample import Bar, usable_device
 from fpfast.score import Score
-from fpfast.sde import SDE
+from fpfast.sde import SDE, as_float64
 from fpfast.times import grid
 
 
@@ -41,6 +41,18 @@ class Likelihood(NamedTuple):
     estimator: str
     evaluations: int  # of the ODE's right side for each batch; by "dopri5" for the batch that took most
     latent: Tensor  # x_T, where the ODE carries x, shape and dtype of the state
+
+
+class Rest(Score):
+    """r = s + x / n^2, what a score has beside that of data N(0, I): the network's output, with another share of x."""
+
+    def __init__(self, score: Score) -> None:
+        vars(self).update(vars(score))
+
+    def affine(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        p, q = super().affine(t)
+        alpha, std = self.sde.marginal(as_float64(t))
+        return p + 1 / (alpha**2 + std**2), q
 
 
 class Path:
@@ -58,26 +70,26 @@ class Field:
     """The right side of the ODE for one batch: d/dw of z and, for each estimate of the divergence, of log p of z."""
 
     def __init__(self, score: Score, estimator: str, probes: Probes, bar: Bar) -> None:
-        self.score, self.estimate, self.probes, self.bar = score, ESTIMATORS[estimator].divergence, probes, bar
+        self.rest, self.estimate, self.probes, self.bar = Rest(score), ESTIMATORS[estimator].divergence, probes, bar
         self.dtype = probes.like.dtype
         self.evaluations = 0
 
     def size(self, t: Tensor) -> float:
         """n, the standard deviation of x at t if data are N(0, I)."""
-        return math.hypot(*map(float, self.score.sde.marginal(t)))
+        return math.hypot(*map(float, self.rest.sde.marginal(t)))
 
     def __call__(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        t = t.to(self.dtype).double().clamp(max=self.score.sde.T)  # the network sees a t of its own dtype
-        n, std = self.size(t), float(self.score.sde.std(t))
+        t = t.to(self.dtype).double().clamp(max=self.rest.sde.T)  # the network sees a t of its own dtype
+        n, std = self.size(t), float(self.rest.sde.std(t))
         x = n * z.to(self.dtype)
-        at = Points(self.score, x, float(t), graph=False)
+        at = Points(self.rest, x, float(t), graph=False)
         traces = torch.stack([trace.double() for trace in self.estimate(at, self.probes)])
-        r = at.value + x / n**2
+        r = at.value
         if x._version:
             raise bad("net", "a network that leaves its input as it is", "one that changed x in place")
         self.evaluations += 1
         self.bar.update()
-        return -std * r, std * n * (traces + at.dimension / n**2)  # [B, ...], [estimates, B]
+        return -std * r, std * n * traces  # [B, ...], [estimates, B]
 
 
 class Tableau(NamedTuple):
@@ -187,7 +199,7 @@ def log_likelihood(
         probes: K random probes of each sample. Each is the same all along the path, and integrated on its own: so the
             standard error, which needs two, is that of log p. With K probes, log p is within ``value +- q error`` by
             Student's t with K - 1 degrees of freedom, if the estimates are about normal.
-        distribution: of the probes, "rademacher" or "normal".
+        distribution: of the probes, "rademacher" (which has the smaller errors) or "normal".
         rtol, atol: of "dopri5". Its steps suit a whole batch, so the last digits depend on the batch size.
         seed: an integer in [0, 2^64), a torch.Generator, None (torch's default generator), or one integer per sample.
             Probe k is draw k of the stream "probes".

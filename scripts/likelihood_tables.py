@@ -113,7 +113,7 @@ if __name__ == "__main__":
         accuracy(mixture)
     print("| scores of | probes | K | by t | by the normal law | root mean square error, nats |")
     coverage("three round clusters, d = 12", clusters(12), 1000)
-    coverage("two correlated Gaussians, d = 12", correlated(12), 1000)
+    coverage("two correlated Gaussians, d = 32", correlated(32), 1000)
     whole, fitted = digits()
     coverage("a Gaussian fitted to digits, d = 64", fitted, 300)
     bits(whole, fitted)

@@ -130,14 +130,14 @@ def correlated(d):
     return fpfast.GaussianMixture(means, root @ root.mT + 0.05 * torch.eye(d))
 
 
-CLUSTERS = correlated(12)
+SMALL = correlated(12)
 
 
 @pytest.mark.parametrize("distribution", ["rademacher", "normal"])
 def test_standard_error_covers_the_truth(distribution):
-    """Hutchinson, K = 8: 4 seeds, 400 samples, each with probes of its own. Student's t with 7 degrees of freedom."""
-    sde, seeds, n, probes = fpfast.VP(), 4, 400, 8
-    x, score = points(CLUSTERS, sde, n).float(), CLUSTERS.score(sde)
+    """Hutchinson, K = 8, d = 32: 4 seeds, 250 samples, each with its own probes. Student's t, 7 degrees of freedom."""
+    gm, sde, seeds, probes = correlated(32), fpfast.VP(), 4, 8
+    x, score = points(gm, sde, 250).float(), gm.score(sde)
     options = {"solver": "heun", "steps": 16}
     exact = found(score, x, **options)
     assert exact.error is None
@@ -159,8 +159,8 @@ def test_standard_error_covers_the_truth(distribution):
 def test_standard_error_is_that_of_the_integral():
     """Probes are fixed, so their errors add up along the path: what is reported is the spread over seeds, not less."""
     sde = fpfast.VP()
-    x = points(CLUSTERS, sde, 1).expand(600, -1).contiguous()
-    result = found(CLUSTERS.score(sde), x, estimator="hutchinson", probes=4, solver="heun", steps=8)
+    x = points(SMALL, sde, 1).expand(600, -1).contiguous()
+    result = found(SMALL.score(sde), x, estimator="hutchinson", probes=4, solver="heun", steps=8)
     assert float(result.value.std() / result.error.square().mean().sqrt()) == pytest.approx(1, abs=0.1)
 
 
@@ -168,11 +168,11 @@ def test_standard_error_is_that_of_the_integral():
 def test_every_estimator(name):
     """Within 4.5 standard errors of the exact divergence, whatever the number of probes; one probe has no error."""
     sde = fpfast.SubVP()
-    x, options = points(CLUSTERS, sde, 200), {"solver": "rk4", "steps": 12}
-    exact = found(CLUSTERS.score(sde), x, **options).value
+    x, options = points(SMALL, sde, 200), {"solver": "rk4", "steps": 12}
+    exact = found(SMALL.score(sde), x, **options).value
     fewest = ESTIMATORS[name].fewest
-    result = found(CLUSTERS.score(sde), x, estimator=name, probes=2 * fewest, **options)
-    one = found(CLUSTERS.score(sde), x, estimator=name, probes=fewest, **options)
+    result = found(SMALL.score(sde), x, estimator=name, probes=2 * fewest, **options)
+    one = found(SMALL.score(sde), x, estimator=name, probes=fewest, **options)
     assert one.error is None
     assert result.estimator == name
     if name == "exact":
@@ -220,6 +220,17 @@ def test_same_bits_however_cut(d, cut):
     one_each = found(score, x, **{**options, "seed": seeds})
     flipped = found(score, x.flip(0), **{**options, "seed": seeds[::-1]}, batch_size=5)
     assert same_bits(flipped.value, one_each.value.flip(0))
+
+
+@pytest.mark.parametrize("sde", [fpfast.VP(), fpfast.EDM()], ids=["vp", "edm"])
+def test_probes_estimate_the_rest_only(sde):
+    """Of data N(0, I) nothing is left to estimate: every estimator is exact, with normal probes too."""
+    gm = fpfast.GaussianMixture(torch.zeros(1, 5), torch.ones(1))
+    x = points(gm, sde, 10)
+    expected = found(gm.score(sde), x, steps=4).value
+    for name in ESTIMATORS:
+        result = found(gm.score(sde), x, estimator=name, probes=6, distribution="normal", steps=4)
+        torch.testing.assert_close(result.value, expected, rtol=0, atol=1e-5)
 
 
 def test_x_is_not_changed_and_where_it_comes_from_does_not_matter():
