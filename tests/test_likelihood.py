@@ -191,6 +191,7 @@ def test_every_estimator(name):
 CUTS = {
     "exact": {},
     "hutchinson": {"estimator": "hutchinson", "probes": 8},
+    "hutchpp": {"estimator": "hutchpp", "probes": 6},
     "martingale": {"estimator": "martingale", "probes": 2, "distribution": "normal"},
     "finite_difference": {"estimator": "finite_difference", "probes": 3},
 }
