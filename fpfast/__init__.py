@@ -3,6 +3,7 @@
 from fpfast import fused, losses, noise
 from fpfast.divergence import ESTIMATORS, divergence
 from fpfast.gap import gap
+from fpfast.likelihood import bits_per_dimension, dequantise, log_likelihood
 from fpfast.mixture import GaussianMixture
 from fpfast.residual import fp_residual
 from fpfast.sample import Info, sample
@@ -25,10 +26,13 @@ __all__ = [
     "Info",
     "Score",
     "SubVP",
+    "bits_per_dimension",
+    "dequantise",
     "divergence",
     "fp_residual",
     "fused",
     "gap",
+    "log_likelihood",
     "losses",
     "noise",
     "sample",

@@ -1,8 +1,9 @@
-"""The command ``fpfast``: train, sample, gap, doctor, info."""
+"""The command ``fpfast``: train, sample, gap, likelihood, doctor, info."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 import zipfile
@@ -17,11 +18,13 @@ import fpfast.doctor
 from fpfast import cli_train, model, output, times
 from fpfast import sde as sdes
 from fpfast.backends import BACKENDS
-from fpfast.data import DATA
+from fpfast.data import DATA, draw, load
+from fpfast.divergence import ESTIMATORS
 from fpfast.embedded import DATA as EMBEDDED_DATA
 from fpfast.embedded import EMBEDDED, embedded
 from fpfast.errors import bad, integer
 from fpfast.gap import Gap, gap
+from fpfast.likelihood import ODE_SOLVERS, bits_per_dimension, dequantise, log_likelihood
 from fpfast.network import load_mlp, load_tensors
 from fpfast.processes import join, leave
 from fpfast.sample import sample
@@ -51,6 +54,12 @@ def load_score(net: str, args: argparse.Namespace) -> Score:
     )
     predicts = "potential" if args.potential else args.predicts or "score"
     return Score(module, sdes.parse(args.sde or "ou", "--sde"), predicts=predicts)
+
+
+def sample_shape(score: Score) -> tuple[int, ...]:
+    """Of one sample, as the network takes it."""
+    options = cast(Any, score.net).options
+    return tuple(options.get("shape") or (options["dimension"],))
 
 
 def run_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -171,10 +180,9 @@ def run_sample(args: argparse.Namespace) -> None:
     score = load_score(args.net, args)
     processes = join()
     share = processes.share(integer("--n", args.n, processes.count))
-    options = cast(Any, score.net).options
     part, info = sample(
         score,
-        (len(share), *options.get("shape", (options.get("dimension"),))),
+        (len(share), *sample_shape(score)),
         noise=args.noise,
         first_sample=args.first_sample + share.start,
         return_info=True,
@@ -196,20 +204,54 @@ def _brief(values: torch.Tensor) -> str:
     return "(" + ", ".join(f"{value:.4f}" for value in values[:8].tolist()) + (", ..." if len(values) > 8 else "") + ")"
 
 
+LIKELIHOOD_OPTIONS = ("solver", "steps", "times", "estimator", "probes", "seed", "batch_size")
+
+
+def load_samples(data: str, n: int, seed: int) -> torch.Tensor:
+    """n samples of a named data set, or the first n of those in a file, (n, ...)."""
+    n = integer("--n", n, 2)
+    return draw(data, n, seed=seed) if data in DATA else load(data)[:n]
+
+
+def run_likelihood(args: argparse.Namespace) -> None:
+    score = load_score(args.net, args)
+    x, shape = load_samples(args.data, args.n, args.seed), sample_shape(score)
+    if x.shape[1:].numel() != math.prod(shape):
+        raise bad("--data", f"samples of shape {shape}, as the network takes", tuple(x.shape[1:]))
+    scale = {"levels": 1 if args.levels is None else args.levels, "low": args.low, "high": args.high}
+    x = x.reshape(len(x), *shape)
+    x = x if args.levels is None else dequantise(x, seed=args.seed, **scale)
+    options = {name: getattr(args, name) for name in LIKELIHOOD_OPTIONS}
+    found = log_likelihood(score, x, progress=sys.stderr.isatty(), **options)
+    how = f"{args.solver}, {found.evaluations} evaluations, {args.estimator} divergence, seed {args.seed}"
+    print(f"{len(x)} samples: {how}")
+    print(f"log-likelihood: {_mean(found.value)} nats")
+    if args.levels is not None:
+        print(f"bits per dimension: {_mean(bits_per_dimension(found, **scale).value)}")
+
+
+def _mean(values: torch.Tensor) -> str:
+    """Over samples, with its standard error, which the probes' noise is a part of."""
+    return f"{values.mean():.4f} ± {values.std() / len(values) ** 0.5:.4f}"
+
+
 def run_doctor(args: argparse.Namespace) -> None:
     print("\n".join(fpfast.doctor.report()))
 
 
+def load_arrays(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file of weights, or the arrays of an .npz file."""
+    if path.suffix != ".npz":
+        return load_tensors(path)
+    try:
+        with numpy.load(path, allow_pickle=False) as file:
+            return {name: torch.from_numpy(file[name]) for name in file.files}
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise bad("file", "arrays of numbers", f"{str(path)!r}: {error}") from error
+
+
 def run_info(args: argparse.Namespace) -> None:
-    path = Path(args.file)
-    if path.suffix == ".npz":
-        try:
-            with numpy.load(path, allow_pickle=False) as file:
-                tensors = {name: torch.from_numpy(file[name]) for name in file.files}
-        except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise bad("file", "arrays of numbers", f"{str(path)!r}: {error}") from error
-    else:
-        tensors = load_tensors(path)
+    tensors = load_arrays(Path(args.file))
     rows = [["tensor", "shape", "dtype", "min", "max"]]
     for name, value in tensors.items():
         ends = [f"{float(value.min()):.4g}", f"{float(value.max()):.4g}"] if value.numel() else ["", ""]
@@ -218,7 +260,7 @@ def run_info(args: argparse.Namespace) -> None:
     print(f"{len(tensors)} tensors, {sum(value.numel() for value in tensors.values())} values")
 
 
-def _common(parser: argparse.ArgumentParser) -> None:
+def _network(parser: argparse.ArgumentParser) -> None:
     net = parser.add_argument_group("network")
     net.add_argument("--hidden", type=int, nargs="+", metavar="WIDTH", help="widths of the hidden layers of a file")
     net.add_argument("--activation", help="such as tanh, silu, softplus:100 (default: silu)")
@@ -226,15 +268,23 @@ def _common(parser: argparse.ArgumentParser) -> None:
     net.add_argument("--time-first", action="store_true", help="the network's input is (t, x), not (x, t)")
     net.add_argument("--predicts", choices=PREDICTIONS, help="(default: score)")
     net.add_argument("--sde", help="such as ou, vp, vp:beta_max=10 (default: ou)")
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    _network(parser)
     run = parser.add_argument_group("sampling")
     run.add_argument("--solver", default="euler_maruyama", choices=SOLVERS, help="(default: %(default)s)")
     run.add_argument("--steps", type=int, default=250, help="of a named time grid (default: %(default)s)")
     run.add_argument("--times", help=f"{', '.join(times.TIMES)}, or START:STOP:STEPS,... (default: the SDE's)")
     run.add_argument("--noise", type=float, default=1.0, help="noise level of the SDE (default: %(default)s)")
-    run.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    run.add_argument("--batch-size", type=int, default=BATCH, help="samples at a time (default: %(default)s)")
-    run.add_argument("--threads", type=int, help="(default: torch's)")
+    _batches(run)
     run.add_argument("--backend", default="auto", choices=["auto", *BACKENDS], help="(default: %(default)s)")
+
+
+def _batches(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    group.add_argument("--batch-size", type=int, default=BATCH, help="samples at a time (default: %(default)s)")
+    group.add_argument("--threads", type=int, help="(default: torch's)")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -261,6 +311,24 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--first-sample", type=int, default=0, help="number of the first one (default: %(default)s)")
     one.add_argument("--out", nargs="+", default=[], metavar="FILE", help=f"files ending in {', '.join(SAMPLE_OUT)}")
     _common(one)
+
+    one = commands.add_parser("likelihood", help="mean log-likelihood of data under a network, bits per dimension")
+    one.set_defaults(run=run_likelihood)
+    one.add_argument("--net", metavar="FILE", default="blob_w1", help="weights, or an embedded network's name")
+    one.add_argument("--data", metavar="DATA", default=EMBEDDED_DATA,
+                     help=f"one of {', '.join(DATA)}, or a file of one array (default: %(default)s)")  # fmt: skip
+    one.add_argument("--n", type=int, default=1000, help="samples (default: %(default)s)")
+    one.add_argument("--levels", type=int, help="data are whole numbers below this: dequantise, bits per dimension")
+    one.add_argument("--low", type=float, default=-1.0, help="where levels begin for the network (default: -1)")
+    one.add_argument("--high", type=float, default=1.0, help="where they end (default: 1)")
+    _network(one)
+    run = one.add_argument_group("integration")
+    run.add_argument("--solver", default="rk4", choices=ODE_SOLVERS, help="(default: %(default)s)")
+    run.add_argument("--steps", type=int, default=50, help="of a named time grid (default: %(default)s)")
+    run.add_argument("--times", default="asinh", help=f"{', '.join(times.TIMES)}, or as sample has it (default: asinh)")
+    run.add_argument("--estimator", default="exact", choices=ESTIMATORS, help="of divergences (default: %(default)s)")
+    run.add_argument("--probes", type=int, default=1, help="of each sample (default: %(default)s)")
+    _batches(run)
 
     one = commands.add_parser("doctor", help="what is installed, what is missing and how to get it")
     one.set_defaults(run=run_doctor)

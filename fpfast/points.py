@@ -28,6 +28,7 @@ class Probes:
     seed: noise.Seed
     distribution: str
     first: int = 0  # number of the first one
+    first_sample: int = 0  # number of the first point
 
     @property
     def numbers(self) -> range:
@@ -40,8 +41,7 @@ class Probes:
         """[probes, count, ...]: all probes of points first, first + 1 ..."""
         make, device = DISTRIBUTIONS[self.distribution], self.like.device
         seed = noise.seed_tensor(self.seed, len(self.like), device)
-        if seed.ndim:
-            seed, first = seed[first : first + count], 0
+        seed, first = (seed[first : first + count], 0) if seed.ndim else (seed, self.first_sample + first)
         shape = (count, *self.like.shape[1:])
         given: dict[str, Any] = {"first_sample": first, "stream": "probes", "device": device}
         drawn = [make(seed, shape, draw=number, **given) for number in self.numbers]
@@ -50,16 +50,19 @@ class Probes:
     def key(self, number: int) -> dict[str, Any]:
         """What names a probe to :mod:`fpfast.pair_ops`."""
         seed = noise.seed_tensor(self.seed, len(self.like), self.like.device)
-        return {"seed": seed, "kind": self.distribution, "stream": noise.STREAMS["probes"], "draw": number}
+        place = {"first_sample": self.first_sample, "stream": noise.STREAMS["probes"], "draw": number}
+        return {"seed": seed, "kind": self.distribution, **place}
 
     def some(self, first: int, count: int) -> Probes:
         """``count`` of them, from one on."""
         return replace(self, first=self.first + first, count=count)
 
     def draw(self, number: int) -> Tensor:
-        make = DISTRIBUTIONS[self.distribution]
-        v = make(self.seed, self.like.shape, stream="probes", draw=number, device=self.like.device)
-        return v.to(self.like.dtype)
+        make, like = DISTRIBUTIONS[self.distribution], self.like
+        v = make(
+            self.seed, like.shape, first_sample=self.first_sample, stream="probes", draw=number, device=like.device
+        )
+        return v.to(like.dtype)
 
 
 class Points:
@@ -86,7 +89,7 @@ class Points:
         if not isinstance(x, Tensor) or x.ndim < 2 or x.dtype not in (torch.float32, torch.float64):
             raise bad("x", "float32 or float64 of shape (B, ...)", getattr(x, "shape", type(x).__name__))
         # A float32 network sees float32 times: differences of times are made of those.
-        t = torch.as_tensor(t, device=x.device).detach().to(x.dtype)
+        t = torch.as_tensor(t, dtype=x.dtype, device=x.device).detach()
         if t.ndim and t.shape != x.shape[:1]:
             raise bad("t", f"a number or shape ({x.shape[0]},)", tuple(t.shape))
         self.t = t.expand(x.shape[0]).clone().requires_grad_()

@@ -270,6 +270,11 @@ def _checked(
             raise bad("x", f"a tensor of shape {shape}", type(x).__name__)
         if tuple(x.shape) != shape or not x.is_floating_point() or not bool(x.isfinite().all()):
             raise bad("x", f"finite floating-point values of shape {shape}", f"{x.dtype} of shape {tuple(x.shape)}")
+    return usable_device(score, x, device)
+
+
+def usable_device(score: Score, x: Tensor | None, device: torch.device | str | None) -> torch.device:
+    """The device asked for, else that of x, else of the network's parameters, which are checked to be finite."""
     net = score.net.net if isinstance(score.net, Fused) else score.net
     parameters = list(net.named_parameters()) if isinstance(net, nn.Module) else []
     for name, value in parameters if net is score.net else ():  # Fused looks for itself

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -161,12 +162,12 @@ class Score:
 
     def function(self) -> Callable[[Tensor, Tensor], Tensor]:
         """s(x, t) for x (B, ...) and t (B,) as a function that torch.func can transform; arguments are not checked."""
-        module = self.net.net if isinstance(self.net, Fused) else self.net
-        plain = Score(module, self.sde, self.predicts, self.guidance)
+        plain = copy.copy(self)
+        plain.net = self.net.net if isinstance(self.net, Fused) else self.net
 
         def s(x: Tensor, t: Tensor) -> Tensor:
             if plain.predicts == "potential":
-                return torch.func.grad(lambda x: plain.potential(x, t).sum())(x)
+                return plain.combine((torch.func.grad(lambda x: plain.potential(x, t).sum())(x),), x, t)
             return plain.combine(plain._call(x, t), x, t)
 
         return s

@@ -95,6 +95,14 @@ class SDE(ABC):
         z = noise.normal(seed, shape, first_sample=first_sample, stream="prior", device=device, backend=backend)
         return z.to(dtype).mul_(self.prior_std)
 
+    def prior_log_prob(self, x: Tensor) -> Tensor:
+        """log of the prior's density at x (B, ...), in nats: -|x|^2 / (2 prior_std^2) - d/2 log(2 pi prior_std^2).
+
+        float64, shape (B,).
+        """
+        x = x.double().reshape(len(x), -1)
+        return -((x / self.prior_std) ** 2 + math.log(2 * math.pi * self.prior_std**2)).sum(1) / 2
+
     def log_snr(self, t: Time) -> Tensor:
         """log(alpha / std), decreasing in t; half of the log signal-to-noise ratio. Infinite where std = 0."""
         return self.alpha(t).log() - self.std(t).log()

@@ -39,8 +39,15 @@ def _karras(sde: SDE, steps: int) -> Tensor:
     return sde.time_at(-KARRAS_RHO * (first + _ramp(steps) * (last - first)).log())
 
 
+def _asinh(sde: SDE, steps: int) -> Tensor:
+    """sqrt(asinh(std / alpha)) uniform: even in sqrt(std / alpha) near the data, nearly in log(std / alpha) near T."""
+    first, last = ((-sde.log_snr(t)).exp().asinh().sqrt() for t in (sde.T, sde.t_min))
+    return sde.time_at(-((first + _ramp(steps) * (last - first)) ** 2).sinh().log())
+
+
 TIMES: dict[str, Callable[[SDE, int], Tensor]] = {
     "uniform": _uniform,
+    "asinh": _asinh,
     "karras": _karras,
     "logsnr": _logsnr,
     "quadratic": _quadratic,

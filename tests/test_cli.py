@@ -72,6 +72,32 @@ def test_gap_of_a_published_network(tmp_path, capsys):
     assert "circles2_w0.0" in json.loads((tmp_path / "gap.json").read_text())["networks"]
 
 
+def test_likelihood_of_named_data(capsys):
+    assert run("likelihood", "--n", 50, "--steps", 10, "--threads", torch.get_num_threads()) == 0
+    data = fpfast.data.draw("blob", 50, seed=0)
+    expected = fpfast.log_likelihood(cli.embedded("blob_w1"), data, steps=10).value
+    out = capsys.readouterr().out
+    assert f"log-likelihood: {expected.mean():.4f} ± {expected.std() / 50**0.5:.4f} nats" in out
+    assert "40 evaluations, exact divergence" in out
+    assert "bits" not in out
+
+
+def test_likelihood_of_a_file_of_whole_numbers(tmp_path, capsys):
+    net = network.MLP(4, (6, 6), activation="tanh")
+    save_file(net.state_dict(), tmp_path / "net.safetensors")
+    whole = torch.randint(0, 17, (30, 2, 2), generator=torch.Generator().manual_seed(0))
+    numpy.savez(tmp_path / "data.npz", images=whole)
+    shape = ["--net", tmp_path / "net.safetensors", "--hidden", 6, 6, "--activation", "tanh", "--predicts", "noise"]
+    options = ["--n", 20, "--levels", 17, "--low", 0, "--estimator", "hutchinson", "--probes", 2, "--solver", "heun"]
+    assert run("likelihood", *shape, "--sde", "vp", "--data", tmp_path / "data.npz", *options, "--seed", 3) == 0
+    scale = {"levels": 17, "low": 0.0, "high": 1.0}
+    x = fpfast.dequantise(whole[:20].flatten(1), seed=3, **scale)
+    found = fpfast.log_likelihood(fpfast.Score(net, fpfast.VP(), predicts="noise"), x, estimator="hutchinson", probes=2,
+                                  solver="heun", seed=3)  # fmt: skip
+    bits = fpfast.bits_per_dimension(found, **scale).value
+    assert f"bits per dimension: {bits.mean():.4f} ± {bits.std() / 20**0.5:.4f}" in capsys.readouterr().out
+
+
 def test_info(tmp_path, capsys):
     save_file({"a": torch.full((2, 3), float("nan")), "b": torch.tensor(5)}, tmp_path / "t.safetensors")
     numpy.savez(tmp_path / "t.npz", c=numpy.zeros((4, 0)))
@@ -131,6 +157,13 @@ def test_doctor_without_native_kernels(capsys, monkeypatch):
         (["sample", "--sde", "vp"], "--sde: expected nothing, as it is known what blob_w1 is"),
         (["gap", "--hidden", "3"], "--hidden: expected nothing"),
         (["sample", "--net", "good.safetensors", "--potential", "--predicts", "x0"], "--predicts: expected nothing"),
+        (["likelihood", "--data", "none.npz"], "none.npz"),
+        (["likelihood", "--data", "good.safetensors"], "data: expected"),
+        (["likelihood", "--data", "whole.npz"], "data: expected"),
+        (["likelihood", "--data", "digits"], "--data: expected samples of shape (2,), as the network takes, got (1, 8, 8)"),
+        (["likelihood", "--levels", "4"], "x: expected whole numbers in [0, 3]"),
+        (["likelihood", "--levels", "0"], "levels: expected"),
+        (["likelihood", "--n", "1"], "--n: expected"),
         (["info", "good.pkl"], "file: expected a name that ends in"),
     ],
 )

@@ -380,6 +380,14 @@ def test_fused_network(predicts, monkeypatch):
         torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=0.02 * float(theirs.abs().max()))
 
 
+def test_times_in_float64_keep_their_digits():
+    """A plain number was rounded to float32, whatever x was: errors of 1e-8 and more in what should have 1e-15."""
+    seen = []
+    score = fpfast.Score(lambda x, t: seen.append(t) or -x, fpfast.VP())
+    fpfast.divergence(score, torch.zeros(2, 2, dtype=torch.float64), 0.3, estimator="exact")
+    assert float(seen[0][0].detach()) == 0.3
+
+
 def test_probes_are_numbered():
     score = network(20, "score", torch.float32)
     x, t = torch.randn(6, 20), torch.full((6,), 0.5)

@@ -63,6 +63,16 @@ def test_prior_is_the_marginal_at_T_of_little_data(sde):
 
 
 @pytest.mark.parametrize("sde", ALL, ids=SDES)
+def test_density_of_the_prior(sde):
+    x = sde.prior((7, 2, 3), seed=0)
+    expected = torch.distributions.Normal(0.0, sde.prior_std).log_prob(x.double()).sum((1, 2))
+    torch.testing.assert_close(sde.prior_log_prob(x), expected)
+    torch.testing.assert_close(
+        sde.prior_log_prob(x[:, 0, 0]), torch.distributions.Normal(0.0, sde.prior_std).log_prob(x[:, 0, 0].double())
+    )
+
+
+@pytest.mark.parametrize("sde", ALL, ids=SDES)
 def test_drift_and_diffusion(sde):
     x, t = torch.randn(5, 2, 3), torch.linspace(sde.t_min, sde.T, 5)
     torch.testing.assert_close(sde.drift(x, t), sde.a(t).float()[:, None, None] * x)
@@ -84,6 +94,13 @@ def test_karras_grid_of_edm_is_the_formula():
     ramp = torch.linspace(0, 1, 18, dtype=torch.float64)
     expected = (80 ** (1 / 7) + ramp * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
     torch.testing.assert_close(times.grid(fpfast.EDM(), "karras", 17), expected, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("sde", ALL, ids=SDES)
+def test_asinh_grid_is_the_formula(sde):
+    alpha, std = sde.marginal(times.grid(sde, "asinh", 40))
+    roots = (std / alpha).asinh().sqrt()
+    torch.testing.assert_close(roots.diff(), (roots[-1] - roots[0]).expand(40) / 40, rtol=1e-6, atol=0)
 
 
 def test_parse_makes_the_grid_of_the_paper():
