@@ -119,6 +119,7 @@ def _backward(at, adjoints, sums, program, weights, instructions, adds, curvatur
         out, a, b = field(line, 6), field(line, 7), field(line, 8)
         if parameters:
             _gradients(at, adjoints, sums, line, adds, directions, count)
+            tl.debug_barrier()  # an adjoint's place may be its operand's
             a = tl.where(a < dimension, NOTHING, a)  # x is the first
             b = tl.where(b < dimension, NOTHING, b)
         else:
@@ -197,6 +198,7 @@ def _load_points(at, x, probes, feature_values, feature_rates, coef, has, featur
     first, _, lane = _points(tile, samples)
     a = _coefficient(coef, 0, samples, first, lane)
     clear(at, dimension, count)
+    tl.debug_barrier()
     for row in range(0, whole(dimension), PART):
         here, values = part(at, row, count), _gather(x, first, lane, dimension, row)
         tl.store(here, values)
@@ -210,6 +212,7 @@ def _load_points(at, x, probes, feature_values, feature_rates, coef, has, featur
     if feature_count > 0:
         behind = at + opaque(features) * count * SIDE
         clear(behind, feature_count, count)
+        tl.debug_barrier()
         for row in range(0, whole(feature_count), PART):
             here = part(behind, row, count)
             tl.store(here, _gather(feature_values, first, lane, feature_count, row))
