@@ -233,7 +233,7 @@ def _residual_sides(where: torch.device, points: int) -> dict[str, Side]:
         run()
         return run, remark
 
-    def ours() -> tuple[Run, str]:
+    def ours(backend: str) -> tuple[Run, str]:
         module = copy.deepcopy(net).to(where)
         score = fpfast.Score(fused.compile(module, 2), fpfast.OU(T=1.0), predicts="potential")
         parameters, x, t = list(module.parameters()), problem.x.to(where), problem.t.to(where)
@@ -241,12 +241,16 @@ def _residual_sides(where: torch.device, points: int) -> dict[str, Side]:
         def run() -> Any:
             with torch.no_grad():
                 parameters[0].neg_()  # other weights than in the step before
-            loss = losses.fp_regulariser(score, x, t, form="log_density", estimator="exact")
+            with gpu_checks.residuals_by(backend):
+                loss = losses.fp_regulariser(score, x, t, form="log_density", estimator="exact")
             return torch.autograd.grad(loss, parameters, allow_unused=True)
 
         return ready(run)
 
-    return {"fpfast": ours, "torch eager": lambda: ready(problem.autograd(torch.float32, where))}
+    names = gpu_checks.engines(where)
+    sides: dict[str, Side] = {"fpfast": partial(ours, names[0])}
+    sides |= {f"fpfast {name}": partial(ours, name) for name in names[1:]}
+    return {**sides, "torch eager": lambda: ready(problem.autograd(torch.float32, where))}
 
 
 def main(origin: dict[str, Any], options: Namespace) -> None:

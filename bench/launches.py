@@ -9,9 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from fpfast.kernels import combine, pairs, trajectory
+from fpfast.kernels import combine, pairs, residual, trajectory
 from triton.backends.compiler import GPUTarget
 
+from bench.cubins import FORMS
 from fpfast.reference import KINDS, Key
 
 SHAPE = (8, 3, 32, 32)  # samples of whole groups of four, more groups than a program has lanes
@@ -56,6 +57,12 @@ def cases() -> Iterator[tuple[str, Callable[[], None]]]:
     run = {name: torch.empty(1, 1, dtype=torch.int64) for name in names}
     run |= {name: torch.empty(1, 1) for name in ("weights", "biases", "coef")}
     yield "", partial(trajectory.trajectory, [torch.empty(64, 2)], run, (0, 1), 64, key)
+    of_points = dict.fromkeys([*residual.TENSORS, "program", "weights", "places"], torch.empty(64, 2))
+    of_points |= {name: torch.empty(1, dtype=torch.int64) for name in ("program", "places")}
+    of_points |= {name: torch.empty(1, dtype=torch.float64) for name in ("loss", "gradient")}
+    numbers = dict.fromkeys([*residual.NUMBERS, "columns", "gradient_count"], 16) | {"share": 1.0, "scale": 1.0}
+    for form, name in enumerate(FORMS):
+        yield name, partial(residual.residual, tensors=of_points, numbers={**numbers, "form": form})
 
 
 def compiled(architecture: str) -> Iterator[tuple[str, Any]]:
@@ -68,7 +75,7 @@ def compiled(architecture: str) -> Iterator[tuple[str, Any]]:
     )
     jit: Any = importlib.import_module("triton.runtime.jit")
     kept: list[Any] = []
-    files = (combine, pairs, trajectory)
+    files = (combine, pairs, residual, trajectory)
     originals = [(file, name, getattr(file, name)) for file in files for name in dir(file) if name.endswith("_kernel")]
     before, jit.driver = jit.driver, SimpleNamespace(active=driver)
     try:
@@ -76,8 +83,10 @@ def compiled(architecture: str) -> Iterator[tuple[str, Any]]:
             setattr(file, name, Recorder(value, kept))
         for name, launch in cases():
             launch()
-            function, kernel = kept.pop()
-            yield f"{function.__module__.rpartition('.')[2]}.py: {function.__name__} {name}".rstrip(), kernel
+            for function, kernel in kept:  # what is behind the first serves all cases
+                title = f"{function.__module__.rpartition('.')[2]}.py: {function.__name__}"
+                yield f"{title} {name if kernel is kept[0][1] else ''}".rstrip(), kernel
+            kept.clear()
     finally:
         jit.driver = before
         for file, name, value in originals:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fpfast.errors import bad, key, unknown
+from fpfast.packing import Packing
 from fpfast.reference import Key
 
 REINSTALL = "pip install --force-reinstall --no-deps --no-cache-dir . (in fpfast's source tree)"
@@ -39,6 +40,15 @@ class Kernels(Protocol):
     def probe_dot(self, out: Tensor, x: Tensor, kind: str, key: Key) -> None: ...
 
     def probe_times(self, out: Tensor, coef: Tensor, kind: str, key: Key) -> None: ...
+
+
+class Residuals(Protocol):
+    """What the backends but plain torch have for residuals of recognised networks."""
+
+    @property
+    def packing(self) -> Packing: ...
+
+    def residual(self, *, tensors: dict[str, Tensor | None], numbers: dict[str, int | float]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -101,7 +111,7 @@ def _load_cuda() -> Any:
 
 
 def _load_triton() -> Any:
-    from fpfast.kernels import combine, pairs, trajectory
+    from fpfast.kernels import combine, pairs, residual, trajectory
 
     return SimpleNamespace(
         noise=combine.noise,
@@ -112,6 +122,8 @@ def _load_triton() -> Any:
         probe_dot=pairs.probe_dot,
         probe_times=pairs.probe_times,
         trajectory=trajectory.trajectory,
+        packing=residual.PACKING,
+        residual=residual.residual,
     )
 
 

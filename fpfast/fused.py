@@ -13,7 +13,7 @@ import math
 import weakref
 from collections.abc import Callable, Hashable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +27,6 @@ from fpfast.program import Value, divergence, gradient
 from fpfast.recognise import check_modules, known, marks, recognise, unchanged
 from fpfast.reference import Key
 from fpfast.traced import Unsupported, first_line
-
-if TYPE_CHECKING:
-    from fpfast.native import Cpu, Cuda
 
 __all__ = ["Fused", "Unsupported", "compile"]
 
@@ -173,18 +170,21 @@ class Fused:
         """The program behind a name of :meth:`packed`; its rows below ``first_row`` are the caller's."""
         return assemble(self.value(what), self._source, first_row, layout)
 
-    def kernels(self, x: Tensor) -> Cpu | Cuda | None:
+    def kernels(self, x: Tensor) -> backends.Residuals | None:
         """Those that compute residuals of tensors like x; None where there are none."""
         if _obstacle(x) is None:
             from fpfast.native import Cpu
 
             return Cpu(self.level)
-        there = backends.obstacle("cuda", x.device.type, x.dtype) is None and not backends.BACKENDS["cpu"].missing()
-        return backends.kernels("cuda") if there else None  # type: ignore[return-value]
+        if backends.BACKENDS["cpu"].missing() is None:
+            for name in ("cuda", "triton"):
+                if backends.obstacle(name, x.device.type, x.dtype) is None:
+                    return backends.kernels(name)  # type: ignore[return-value]
+        return None
 
     @torch.inference_mode(False)  # what is remembered serves training too
     def jets(
-        self, kernels: Cpu | Cuda, dtype: torch.dtype, device: torch.device
+        self, kernels: backends.Residuals, dtype: torch.dtype, device: torch.device
     ) -> tuple[Jets, list[Tensor], list[Tensor], Tensor]:
         """The program for residuals, its parameters and constants on the CPU, and these as the kernels want them.
 

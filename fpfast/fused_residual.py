@@ -2,7 +2,8 @@
 
 A network that :func:`fpfast.fused.compile` has recognised runs forwards with all the derivatives that a residual asks
 for, and backwards to the gradient of a loss, a few points at a time, in one native call. So memory does not grow with
-the number of points, and no graph is kept. What ``csrc/cpu/residual.cpp`` and ``csrc/cuda/residual.cu`` compute:
+the number of points, and no graph is kept. What ``csrc/cpu/residual.cpp``, ``csrc/cuda/residual.cu`` and, in Triton,
+``kernels/residual.py`` compute:
 
 log_density     R of a potential phi along all d units, the gradient and the Laplacian from the same pass forwards
 probes          R with the Laplacian as the mean of D^2 phi[v, v], the gradient from a pass backwards
@@ -14,20 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fpfast.backends import Residuals
 from fpfast.errors import bad, key
 from fpfast.fused import Fused, Unsupported
 from fpfast.jets import add, pull_back
 from fpfast.points import DISTRIBUTIONS, Probes
 from fpfast.score import Score
 from fpfast.sde import SDE
-
-if TYPE_CHECKING:
-    from fpfast.native import Cpu, Cuda
 
 Weighting = Callable[[SDE, Tensor], Tensor]  # lambda(t)
 
@@ -85,7 +84,7 @@ def serve(score: Score, x: Tensor, form: str, estimator: str, graph: bool = Fals
 class FusedResidual:
     """Residuals of one form of a compiled network, for its present parameters."""
 
-    def __init__(self, score: Score, net: Fused, form: Form, kernels: Cpu | Cuda, like: Tensor) -> None:
+    def __init__(self, score: Score, net: Fused, form: Form, kernels: Residuals, like: Tensor) -> None:
         self.score, self.form, self.kernels, self.dtype, self.device = score, form, kernels, like.dtype, like.device
         self.jets, here, self.constants, self.weights = net.jets(kernels, self.dtype, self.device)
         self.parameters = [p for p in net.parameters if p.requires_grad]

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 TILE = 8  # rows and columns of a GPU's tiles (csrc/cuda/tile.h); a matrix has pairs of row tiles
 PAIRS = 8  # of them are summed up together by the trajectory kernel
 FRAGMENT = 128  # numbers: one column tile of one pair of row tiles
+SIDE = 16  # of Triton's tiles (kernels/tiles.py)
 POINTS = 128  # of a residual's block of threads
 TOGETHER = 2  # blocks on a multiprocessor
 SCRATCH = 1 << 30  # bytes that the blocks' values may take, and a sixteenth of the GPU's memory
@@ -36,6 +37,13 @@ def fragments(matrix: Tensor, pairs: int = PAIRS) -> Tensor:
     tiles = matrix.reshape(-1, 2, TILE, matrix.shape[1] // TILE, 4, 2)  # pair, which of it, g, column tile, q, column
     lanes = tiles.permute(3, 0, 2, 4, 1, 5)
     return torch.cat([part.reshape(-1) for part in lanes.split(pairs, dim=1)])
+
+
+def tiles(matrix: Tensor) -> Tensor:
+    """As Triton's kernels want it: [row tile][column tile][column][row], square tiles."""
+    rows, columns = matrix.shape
+    matrix = pad(matrix, (0, -columns % SIDE, 0, -rows % SIDE))
+    return matrix.unflatten(1, (-1, SIDE)).unflatten(0, (-1, SIDE)).permute(0, 2, 3, 1)
 
 
 class Packing(Protocol):
@@ -78,6 +86,22 @@ class Fragments:
         r, k = torch.arange(rows)[:, None], torch.arange(columns)
         tile, lane = r // 16 * (up(columns, 8) // 8) + k // 8, 4 * (r % 8) + k % 8 // 2
         return tile * FRAGMENT + 4 * lane + 2 * (r % 16 // 8) + k % 2
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The packing of Triton's residuals (kernels/residual.py)."""
+
+    rows: ClassVar[int] = SIDE
+
+    def matrix(self, index: Tensor) -> Tensor:
+        return tiles(index + 1).reshape(-1) - 1  # what it is padded with becomes -1
+
+    def sums(self, rows: int, columns: int) -> Tensor:
+        """[row tile][column tile][row][column]."""
+        r, k = torch.arange(rows)[:, None], torch.arange(columns)
+        tile = r // SIDE * (up(columns, SIDE) // SIDE) + k // SIDE
+        return tile * SIDE**2 + r % SIDE * SIDE + k % SIDE
 
 
 class Scratch(NamedTuple):

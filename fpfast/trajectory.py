@@ -175,7 +175,7 @@ class TritonSchedule:
         self.program = net.program(what, self.plan.rows, tiles.LAYOUT)
         numbers = {
             **_code(self.program, self.plan),
-            **_numbers(self.program, table, tiles.tiles),
+            **_numbers(self.program, table, packing.tiles),
             "slot_rows": torch.tensor([*self.plan.kept.values()]),
         }
         self.there = {name: tensor.to(device).contiguous() for name, tensor in numbers.items()}

@@ -1,4 +1,7 @@
-"""Activations with their first two derivatives, as csrc/math/activation.h has them: arguments and values are scaled."""
+"""Activations with their first four derivatives, as csrc/math/activation.h has them: arguments and values are scaled.
+
+What a kernel does not use of them the compiler leaves out.
+"""
 
 import triton
 import triton.language as tl
@@ -27,6 +30,8 @@ EXACT_TWO_BY_PI, EXACT_TURN1, EXACT_TURN2 = _constants(
 ROUND, EXACT_ROUND = _constants("0x1.8p23 0x1.8p52")  # added and subtracted, they leave the nearest whole number
 GELU = tl.constexpr(float.fromhex("0x1.988454p+0"))  # 2 sqrt(2 / pi)
 CUBIC = tl.constexpr(0.044715)
+
+TANH, SOFTPLUS, SILU, GELU_TANH, ELU = map(tl.constexpr, range(5))  # numbers of csrc/math/activation.h; 5 is sine
 
 
 @triton.jit
@@ -62,12 +67,13 @@ def _inverse(x):
 
 @triton.jit
 def _logistic(u):
-    """e = 2^-|u|, s = 1 / (1 + 2^-u), and s', s'' of s(w) = 1 / (1 + e^-w)."""
+    """e = 2^-|u|, s = 1 / (1 + 2^-u), and the first four derivatives of s(w) = 1 / (1 + e^-w)."""
     e = _power_of_two(tl.abs(u) * -1.0)
     r = _inverse(e + 1.0)
     s = tl.where(u < 0, e * r, r)
     first = e * r * r
-    return e, s, first, first * tl.fma(s, -2.0, 1.0)
+    second = first * tl.fma(s, -2.0, 1.0)
+    return e, s, first, second, first * tl.fma(first, -6.0, 1.0), second * tl.fma(first, -12.0, 1.0)
 
 
 @triton.jit
@@ -76,33 +82,41 @@ def _tanh(u):
     r = _inverse(m + 2.0)
     value = tl.where(u < 0, m * r, m * r * -1.0)
     first = e * r * r * 4.0
-    return value, first, value * first * -2.0
+    second = value * first * -2.0
+    return value, first, second, first * tl.fma(first, -6.0, 4.0), second * tl.fma(first, -12.0, 4.0)
 
 
 @triton.jit
 def _softplus(u, beta):
-    e, s, first, _ = _logistic(u)
+    e, s, first, second, third, _ = _logistic(u)
     q = tl.fma(tl.fma(tl.fma(tl.fma(e, L8, L7), e, L6), e, L5), e, L4)  # log2(1 + e) / e on [0, 1]
     q = tl.fma(tl.fma(tl.fma(tl.fma(q, e, L3), e, L2), e, L1), e, L0)
-    return tl.fma(q, e, tl.where(u < 0, 0.0, u)), s, first * beta
+    value = tl.fma(q, e, tl.where(u < 0, 0.0, u))
+    return value, s, first * beta, second * (beta * beta), third * (beta * beta * beta)
 
 
 @triton.jit
 def _silu(u):
-    _, s, first, second = _logistic(u)
+    _, s, first, second, third, fourth = _logistic(u)
     z = u * LN2
-    return u * s, tl.fma(z, first, s), tl.fma(z, second, first * 2.0)
+    return (u * s, tl.fma(z, first, s), tl.fma(z, second, first * 2.0), tl.fma(z, third, second * 3.0),
+            tl.fma(z, fourth, third * 4.0))  # fmt: skip
 
 
 @triton.jit
 def _gelu(z):
     z2 = z * z
-    _, s, first, second = _logistic(z * tl.fma(z2, GELU * CUBIC * LOG2E, GELU * LOG2E))
+    _, s, first, second, third, fourth = _logistic(z * tl.fma(z2, GELU * CUBIC * LOG2E, GELU * LOG2E))
     w1 = tl.fma(z2, 3 * GELU * CUBIC, GELU)
     w2 = z * (6 * GELU * CUBIC)
+    w1_2 = w1 * w1
+    # Derivatives of s(w(z)), then h'... = z s(w)'... + n s(w)'...
     s1 = first * w1
-    s2 = tl.fma(second, w1 * w1, first * w2)
-    return z * s, tl.fma(z, s1, s), tl.fma(z, s2, s1 * 2.0)
+    s2 = tl.fma(second, w1_2, first * w2)
+    s3 = tl.fma(third * w1_2, w1, tl.fma(second * (w1 * w2), 3.0, first * (6 * GELU * CUBIC)))
+    s4 = second * tl.fma(w2 * w2, 3.0, w1 * (4 * (6 * GELU * CUBIC)))
+    s4 = tl.fma(fourth * w1_2, w1_2, tl.fma(third * (w1_2 * w2), 6.0, s4))
+    return z * s, tl.fma(z, s1, s), tl.fma(z, s2, s1 * 2.0), tl.fma(z, s3, s2 * 3.0), tl.fma(z, s4, s3 * 4.0)
 
 
 @triton.jit
@@ -110,7 +124,8 @@ def _elu(u, alpha):
     m, e = _power_of_two_minus_1(tl.abs(u) * -1.0)
     slope = e * alpha
     below = u <= 0
-    return tl.where(below, m * (alpha * LOG2E), u), tl.where(below, slope, 1.0), tl.where(below, slope, 0.0)
+    curve = tl.where(below, slope, 0.0)
+    return tl.where(below, m * (alpha * LOG2E), u), tl.where(below, slope, 1.0), curve, curve, curve
 
 
 @triton.jit
@@ -145,23 +160,32 @@ def _sine(z):
     odd = (quadrant & 1) != 0
     value = _turned(tl.where(odd, c, s), quadrant)
     first = _turned(tl.where(odd, s, c), quadrant + 1)
-    return value, first, value * -1.0
+    return value, first, value * -1.0, first * -1.0, value
 
 
 @triton.jit
 def activation(kind, u, parameter):
-    """(value, first, second) of ``kind``, a number of csrc/math/activation.h."""
-    value, first, second = u, u, u
-    if kind == 0:
-        value, first, second = _tanh(u)
-    elif kind == 1:
-        value, first, second = _softplus(u, parameter)
-    elif kind == 2:
-        value, first, second = _silu(u)
-    elif kind == 3:
-        value, first, second = _gelu(u)
-    elif kind == 4:
-        value, first, second = _elu(u, parameter)
+    """(value, first, second, third, fourth) of ``kind``, a number of csrc/math/activation.h."""
+    value, first, second, third, fourth = u, u, u, u, u
+    if kind == TANH:
+        value, first, second, third, fourth = _tanh(u)
+    elif kind == SOFTPLUS:
+        value, first, second, third, fourth = _softplus(u, parameter)
+    elif kind == SILU:
+        value, first, second, third, fourth = _silu(u)
+    elif kind == GELU_TANH:
+        value, first, second, third, fourth = _gelu(u)
+    elif kind == ELU:
+        value, first, second, third, fourth = _elu(u, parameter)
     else:
-        value, first, second = _sine(u)
-    return value, first, second
+        value, first, second, third, fourth = _sine(u)
+    return value, first, second, third, fourth
+
+
+@triton.jit
+def scales(kind, parameter):
+    """What the argument is to be multiplied by, and then the value."""
+    argument = tl.where(kind == TANH, 2 * LOG2E, tl.where((kind == SILU) | (kind == ELU), LOG2E, 1.0))
+    argument = tl.where(kind == SOFTPLUS, parameter * LOG2E, argument)
+    value = tl.where((kind == SILU) | (kind == ELU), LN2, 1.0)
+    return argument, tl.where(kind == SOFTPLUS, _inverse(argument), value)

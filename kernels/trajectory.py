@@ -9,21 +9,19 @@ import torch
 import triton
 import triton.language as tl
 from fpfast.kernels.activation import activation
-from fpfast.kernels.groups import NVIDIA, on_device, values, words
+from fpfast.kernels.groups import on_device, values, words
+from fpfast.kernels.tiles import NOTHING, ROWS, SAMPLES, WARPS, field, plus_product
 from torch import Tensor
 
 from fpfast.reference import Key
 
-# With more samples, or more warps for as many, the compiler runs out of registers or repeats products in several warps.
-SAMPLES, ROWS, WARPS = 16, 16, 1
 PROGRAMS = 1024  # about eight for each multiprocessor of a large GPU, whose caches are to hold their values
 NUMBERS = [
     *("tiles", "samples", "dimension", "rows", "slots", "instructions", "bias_width", "count", "stages"),
     *("first_step", "last_step", "first_sample"),
 ]
 
-NOTHING = tl.constexpr(-1)  # these, and the numbers of operations, as csrc/kernels.h has them
-INPUT_ROWS = tl.constexpr(-2)
+INPUT_ROWS = tl.constexpr(-2)  # these, and the numbers of operations, as csrc/kernels.h has them
 OUTPUT_ROWS = tl.constexpr(-3)
 LINEAR = tl.constexpr(0)
 ACTIVATE = tl.constexpr(1)
@@ -39,36 +37,9 @@ def _tile(at, row, SAMPLES: tl.constexpr, ROWS: tl.constexpr):
 
 
 @triton.jit
-def _field(line, K: tl.constexpr):
-    """A number of an instruction or an action; all count within a tile or a program, for which 32 bits do."""
-    return tl.load(line + K).to(tl.int32)
-
-
-@triton.jit
 def _place(line, K: tl.constexpr, source, target):
-    row = _field(line, K)
+    row = field(line, K)
     return tl.where(row == INPUT_ROWS, source, tl.where(row == OUTPUT_ROWS, target, row))
-
-
-@triton.jit
-def _split(x):
-    """A number's upper 11 bits, rounded, and what is left."""
-    high = ((x.to(tl.uint32, bitcast=True) + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
-    return high, x - high
-
-
-@triton.jit
-def _plus_product(sums, x, w):
-    """sums + x w, all but 2^-22 of it; three products of tensor cores, as csrc/cuda/tile.h has them."""
-    if NVIDIA:  # tl.dot's own "tf32x3" takes half as many instructions again
-        high, low = _split(x)
-        w_high, w_low = _split(w)
-        sums = tl.dot(low, w_high, sums, input_precision="tf32")
-        sums = tl.dot(high, w_low, sums, input_precision="tf32")
-        sums = tl.dot(high, w_high, sums, input_precision="tf32")
-    else:
-        sums = tl.dot(x, w, sums, input_precision="ieee")
-    return sums
 
 
 @triton.jit
@@ -82,7 +53,7 @@ def _linear(at, weights, bias_row, out, factor, source, other, rows, columns, bi
         for column in range(0, columns, ROWS):
             x = tl.load(_tile(at, source + column, SAMPLES, ROWS))
             w = tl.load(weights + (row * width + column * ROWS) + square)
-            sums = _plus_product(sums, x, w)
+            sums = plus_product(sums, x, w)
         if bias != NOTHING:
             sums += tl.load(bias_row + bias + row + tl.arange(0, ROWS))[None, :]
         if other != NOTHING:
@@ -96,7 +67,7 @@ def _linear(at, weights, bias_row, out, factor, source, other, rows, columns, bi
 def _activate(at, parameter, kind, out, first, second, source, rows, SAMPLES: tl.constexpr, ROWS: tl.constexpr):
     for row in range(0, rows, ROWS):
         u = tl.load(_tile(at, source + row, SAMPLES, ROWS))
-        value, slope, curve = activation(kind, u, parameter)
+        value, slope, curve, _, _ = activation(kind, u, parameter)
         if out != NOTHING:
             tl.store(_tile(at, out + row, SAMPLES, ROWS), value)
         if first != NOTHING:
@@ -133,7 +104,7 @@ def _evaluate(at, program, weights, bias_row, instructions, source, target, SAMP
     """The program at the rows from ``source``, its end to those from ``target``."""
     for number in range(instructions):
         line = program + number * 11
-        op, rows, columns, bias = _field(line, 0), _field(line, 6), _field(line, 7), _field(line, 9)
+        op, rows, columns, bias = field(line, 0), field(line, 6), field(line, 7), field(line, 9)
         out, first = _place(line, 1, source, target), _place(line, 2, source, target)
         a, b = _place(line, 4, source, target), _place(line, 5, source, target)
         numbers = weights + tl.multiple_of(tl.load(line + 8), ROWS)
@@ -141,7 +112,7 @@ def _evaluate(at, program, weights, bias_row, instructions, source, target, SAMP
             _linear(at, numbers, bias_row, out, first, a, b, rows, columns, bias, SAMPLES, ROWS)
         elif op == ACTIVATE:
             second = _place(line, 3, source, target)
-            _activate(at, tl.load(numbers), _field(line, 10), out, first, second, a, rows, SAMPLES, ROWS)
+            _activate(at, tl.load(numbers), field(line, 10), out, first, second, a, rows, SAMPLES, ROWS)
         else:
             _elementwise(op, at, numbers, bias_row, out, a, b, rows, bias, SAMPLES, ROWS)
         tl.debug_barrier()
@@ -151,13 +122,13 @@ def _evaluate(at, program, weights, bias_row, instructions, source, target, SAMP
 def _combine(at, action, c, seeds, first, samples, dimension, first_sample, draw, SEED_PER_SAMPLE: tl.constexpr,
              SAMPLES: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
     """((c0 x + c1 y1) + c2 y2 ...) + cz z, with the bits of ``combine``; 0 in rows that do not exist."""
-    operands, cz = _field(action, 4), tl.load(c + 4)
+    operands, cz = field(action, 4), tl.load(c + 4)
     for row in range(0, dimension, ROWS):
-        total = tl.load(c) * tl.load(_tile(at, _field(action, 5) + row, SAMPLES, ROWS))
+        total = tl.load(c) * tl.load(_tile(at, field(action, 5) + row, SAMPLES, ROWS))
         for n in range(1, operands):
             cn = tl.load(c + n)
             if cn != 0:
-                total = total + cn * tl.load(_tile(at, _field(action + n, 5) + row, SAMPLES, ROWS))
+                total = total + cn * tl.load(_tile(at, field(action + n, 5) + row, SAMPLES, ROWS))
         if cz != 0:
             lane = tl.arange(0, SAMPLES * ROWS // 4)  # for each a group of four rows of a sample
             sample = (first + lane // (ROWS // 4)).to(tl.int64)
@@ -167,7 +138,7 @@ def _combine(at, action, c, seeds, first, samples, dimension, first_sample, draw
             z = values(w0, w1, w2, w3, "normal", SAMPLES * ROWS // 4)
             total = total + cz * tl.reshape(z, (SAMPLES, ROWS))
         exists = row + tl.arange(0, ROWS)[None, :] < dimension
-        tl.store(_tile(at, _field(action, 3) + row, SAMPLES, ROWS), tl.where(exists, total, 0.0))
+        tl.store(_tile(at, field(action, 3) + row, SAMPLES, ROWS), tl.where(exists, total, 0.0))
 
 
 @triton.jit
@@ -182,7 +153,7 @@ def _transfer(states, at, slot_rows, slots, first, samples, dimension, SAMPLES: 
     """States [slots, samples, dimension] into the values, or back. Samples that do not exist are zeros."""
     sample = first + tl.arange(0, SAMPLES)[:, None]
     for slot in range(slots):
-        start = _field(slot_rows + slot, 0)
+        start = field(slot_rows + slot, 0)
         for row in range(0, dimension, ROWS):
             element = row + tl.arange(0, ROWS)[None, :]
             exists = (sample < samples) & (element < dimension)
@@ -208,7 +179,7 @@ def trajectory_kernel(states, scratch, slot_rows, program, weights, biases, acti
         for step in range(first_step, last_step):
             for number in range(count):
                 action = actions + number * 10
-                stage, source, target = _field(action, 1), _field(action, 2), _field(action, 3)
+                stage, source, target = field(action, 1), field(action, 2), field(action, 3)
                 if stage == NOTHING:
                     _copy(at, source, target, dimension, SAMPLES, ROWS)
                 elif tl.load(action) == 0:

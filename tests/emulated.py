@@ -456,7 +456,7 @@ class Triton(Backend):
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
-        from fpfast.kernels import combine, groups, pairs, trajectory
+        from fpfast.kernels import combine, groups, pairs, residual, trajectory
         from triton.backends.compiler import GPUTarget
 
         from fpfast import backends
@@ -468,14 +468,28 @@ class Triton(Backend):
             get_current_stream=lambda _: 0,
         )
         monkeypatch.setattr(importlib.import_module("triton.runtime.jit"), "driver", SimpleNamespace(active=driver))
-        for file in (combine, pairs, trajectory):
+        for file in (combine, pairs, residual, trajectory):
             for name in [name for name in vars(file) if name.endswith("_kernel")]:
                 monkeypatch.setattr(file, name, Launcher(self, getattr(file, name)))
-        self.groups, self.combinations, self.trajectories = groups, combine, trajectory
+        self.groups, self.combinations, self.residuals, self.trajectories = groups, combine, residual, trajectory
         for name in OPS:
             setattr(self, name, getattr(backends.kernels("triton"), name))
         self.trajectory = trajectory.trajectory
-        self.compiled: list[object] = []
+        self.residual, self.packing = residual.residual, residual.PACKING
+        self.compiled: list[object] = []  # a kernel a launch
+
+    @property
+    def launches(self) -> int:
+        return len(self.compiled)
+
+
+# Of Triton's kernels: outputs that are written whole, and what programs have of their own. Others have out and sums.
+OUTPUTS = {
+    "trajectory_kernel": (("states",), ("scratch",)),
+    "residual_kernel": (("value", "feature_adjoints", "rate_adjoints"), ("scratch", "sums", "losses")),
+    "fold_kernel": (("gradient", "loss"), ()),
+}
+READ = ("states", "gradient", "loss")  # outputs that are read, too
 
 
 class Launcher:
@@ -491,14 +505,17 @@ class Launcher:
         compiled = self.function.warmup(*args, grid=grid, **options)
         self.backend.compiled.append(compiled)
         named = {**dict(zip(self.function.arg_names, args, strict=False)), **options}
-        tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
-        scratch = tensors.pop("scratch", None)
-        outputs = [tensors.pop(name) for name in ("out", "sums") if name in tensors]
-        outputs += [tensors[name] for name in ("states",) if name in tensors]  # which is read, too
-        memory = Memory(outputs, list(tensors.values()), whole=self.backend.first_block == 0)
-        if scratch is not None:  # it is read where it was written, but not all of it need be
-            memory.add(scratch, output=True)
-        given = {name: memory[value] if isinstance(value, Tensor) else value for name, value in named.items()}
+        tensors = {name: value for name, value in named.items() if isinstance(value, Tensor) and value.numel()}
+        given, written, own = dict(tensors), *OUTPUTS.get(self.function.__name__, (("out", "sums"), ("scratch",)))
+        # x stands where there is no such output.
+        outputs = {name: tensors.pop(name) for name in written if name in tensors and given[name] is not given.get("x")}
+        own = [tensors.pop(name) for name in own if name in tensors]
+        inputs = [*tensors.values(), *(outputs[name] for name in READ if name in outputs)]
+        memory = Memory(list(outputs.values()), inputs, whole=self.backend.first_block == 0)
+        for tensor in own:  # it is read where it was written, but not all of it need be
+            memory.add(tensor, output=True)
+        given = {name: memory[value] for name, value in given.items()}
+        given = {name: given.get(name) if isinstance(value, Tensor) else value for name, value in named.items()}
         moved = SimpleNamespace(
             src=compiled.src,
             metadata=compiled.metadata,

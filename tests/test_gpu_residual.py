@@ -1,4 +1,4 @@
-"""The residual kernels against autograd in float64: compiled PTX (sm_80), and the source compiled for the CPU."""
+"""The residual kernels against autograd in float64: compiled PTX (sm_80) of CUDA's and Triton's, CUDA's on the CPU."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from emulated import NVCC, PTX, Cuda, compiled_by_nvcc
+from emulated import NVCC, PTX, Cuda, Triton, compiled_by_nvcc
 from simt_runner import NEEDED, Simt, sanitized
 from test_fused_residual import CASES as ALL
 from test_fused_residual import SPECS, Everything, agrees, loss_and_gradients, of_case, points
@@ -26,11 +26,25 @@ CASES = [case for case in ALL if case[2] != "taylor"]
 NAMES = [f"{form}-{'potential' if potential else 'score'}-{estimator}" for form, potential, estimator in CASES]
 
 
-@pytest.fixture(scope="module", params=[pytest.param("ptx", marks=[*PTX, NVCC]), pytest.param("simt", marks=NEEDED)])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param("ptx", marks=[*PTX, NVCC]),
+        pytest.param("triton", marks=PTX),
+        pytest.param("simt", marks=NEEDED),
+    ],
+)
 def built(request, tmp_path_factory):
     if request.param == "simt":
-        return Simt(request.getfixturevalue("simt_library"))
-    return Cuda({"residual": compiled_by_nvcc("residual", tmp_path_factory.mktemp("residual"))})
+        yield Simt(request.getfixturevalue("simt_library"))
+    elif request.param == "ptx":
+        yield Cuda({"residual": compiled_by_nvcc("residual", tmp_path_factory.mktemp("residual"))})
+    else:
+        pytest.importorskip("triton", minversion="3.6", reason="triton is not installed")
+        with pytest.MonkeyPatch.context() as patch:
+            kernels = Triton(patch)
+            patch.setattr(kernels.residuals, "PROGRAMS", 3)  # so that they come back for other points
+            yield kernels
 
 
 @pytest.fixture
@@ -139,7 +153,9 @@ def test_parameters_change(kernels):
     assert len(loss_and_gradients(score, x, t, form="log_density")[1]) == 3
 
 
-@pytest.mark.parametrize("built", [pytest.param("simt", marks=NEEDED)], indirect=True)
+@pytest.mark.parametrize(
+    "built", [pytest.param("triton", marks=PTX), pytest.param("simt", marks=NEEDED)], indirect=True
+)
 def test_launches(kernels):
     """A loss and its gradients: one launch for the points, one that adds up what the blocks have; values: one."""
     torch.manual_seed(9)
