@@ -160,7 +160,7 @@ def test_doctor_without_native_kernels(capsys, monkeypatch):
         (["likelihood", "--data", "none.npz"], "none.npz"),
         (["likelihood", "--data", "good.safetensors"], "data: expected"),
         (["likelihood", "--data", "whole.npz"], "data: expected"),
-        (["likelihood", "--data", "digits"], "--data: expected samples of shape (2,), as the network takes, got (1, 8, 8)"),
+        (["likelihood", "--data", "digits"], "--data: expected samples of shape (2,), as the network takes"),
         (["likelihood", "--levels", "4"], "x: expected whole numbers in [0, 3]"),
         (["likelihood", "--levels", "0"], "levels: expected"),
         (["likelihood", "--n", "1"], "--n: expected"),
