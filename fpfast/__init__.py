@@ -1,6 +1,6 @@
 """Samples score-based diffusion models, and measures how far their ODE and SDE samples are apart, in fused kernels."""
 
-from fpfast import fused, losses, noise
+from fpfast import data, fused, losses, model, noise, train
 from fpfast.divergence import ESTIMATORS, divergence
 from fpfast.gap import gap
 from fpfast.likelihood import bits_per_dimension, dequantise, log_likelihood
@@ -27,6 +27,7 @@ __all__ = [
     "Score",
     "SubVP",
     "bits_per_dimension",
+    "data",
     "dequantise",
     "divergence",
     "fp_residual",
@@ -34,6 +35,8 @@ __all__ = [
     "gap",
     "log_likelihood",
     "losses",
+    "model",
     "noise",
     "sample",
+    "train",
 ]

@@ -41,6 +41,12 @@ def test_compiled_example(capsys):
     capsys.readouterr()
 
 
+@native
+def test_training_example(capsys):
+    assert run(2, 3)["fit"].history[-1].step == 50
+    capsys.readouterr()
+
+
 def test_speed_tables():
     """They are what the kept results say."""
     path = README.parent / "bench" / "readme.py"

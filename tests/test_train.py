@@ -198,7 +198,7 @@ def test_fp_diffusion_takes_the_perturbed_data():
     keys, own = (batches.seeds(0, purpose, 64, 32) for purpose in ("data", "points"))
     _, x, t, _ = losses.dsm(score, x0, weighting="noise", t=batches.TIME_LAWS["uniform"](score.sde, keys), seed=keys,
                             return_points=True)  # fmt: skip
-    assert float(residual) == pytest.approx(float(losses.fp_diffusion(score, x, t, seed=own)), rel=1e-6)
+    assert residual.item() == pytest.approx(losses.fp_diffusion(score, x, t, seed=own).item(), rel=1e-6)
 
 
 def test_averages():
