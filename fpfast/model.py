@@ -10,7 +10,7 @@ from typing import IO, Any, cast
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
 
 from fpfast import output
 from fpfast.convnet import ConvNet
@@ -33,7 +33,7 @@ def describe_sde(sde: SDE) -> dict[str, Any]:
 
 def describe(score: Score) -> dict[str, Any]:
     """What :func:`load` makes the score from again. Raises ValueError for networks that are not in ``NETWORKS``."""
-    net = getattr(score.net, "net", score.net)  # of a compiled one
+    net = score.module
     for name, kind in NETWORKS.items():
         if type(net) is kind:
             network = {"name": name, **cast(dict[str, Any], net.options)}
@@ -41,14 +41,14 @@ def describe(score: Score) -> dict[str, Any]:
     raise bad("net", "one of " + ", ".join(kind.__name__ for kind in NETWORKS.values()), type(net).__name__)
 
 
-def write(path: str | Path, score: Score, state: dict[str, Tensor] | None = None) -> None:
-    """Writes a score to a ``.safetensors`` file, whole or not at all. ``state``: weights in place of the network's."""
+def write(path: str | Path, score: Score) -> None:
+    """Writes a score to a ``.safetensors`` file, whole or not at all."""
     path = Path(path)
     if path.suffix != ".safetensors":
         raise bad("file", "a name that ends in .safetensors", repr(str(path)))
-    net = cast(nn.Module, getattr(score.net, "net", score.net))
-    tensors = {name: value.detach().cpu().contiguous() for name, value in (state or net.state_dict()).items()}
-    content = save(tensors, {"fpfast": json.dumps(describe(score))})
+    described = json.dumps(describe(score))
+    state = cast(nn.Module, score.module).state_dict()
+    content = save({name: value.cpu().contiguous() for name, value in state.items()}, {"fpfast": described})
 
     def writer(file: IO[bytes]) -> None:
         file.write(content)

@@ -106,6 +106,11 @@ class Score:
         self.guidance = guidance
 
     @property
+    def module(self) -> Callable[..., Any]:
+        """The network as it was before ``fpfast.fused.compile``."""
+        return self.net.net if isinstance(self.net, Fused) else self.net
+
+    @property
     def weights(self) -> tuple[float, ...]:
         """The weight of each of :meth:`outputs` in y."""
         if self.guidance is None or self.predicts == "potential":
@@ -163,7 +168,7 @@ class Score:
     def function(self) -> Callable[[Tensor, Tensor], Tensor]:
         """s(x, t) for x (B, ...) and t (B,) as a function that torch.func can transform; arguments are not checked."""
         plain = copy.copy(self)
-        plain.net = self.net.net if isinstance(self.net, Fused) else self.net
+        plain.net = self.module
 
         def s(x: Tensor, t: Tensor) -> Tensor:
             if plain.predicts == "potential":

@@ -192,7 +192,8 @@ def fit(
     Args:
         score: its network is an ``nn.Module`` (or one that ``fpfast.fused.compile`` has recognised: exact residuals
             then come from the fused engine).
-        data: a tensor (N, ...), taken in shuffled epochs, or a function (n, generator) -> n samples.
+        data: a tensor (N, ...), taken in shuffled epochs, or a function (n, generator) -> n samples. They become
+            float32, or float64 for a network of that.
         recipe: see :class:`Recipe`.
         validation: held-out data, (M, ...): its denoising loss is in the records.
         every: so many steps between records, validations, checkpoints. All are made before the first step too, so that
@@ -209,7 +210,9 @@ def fit(
     """
     recipe = recipe or Recipe()
     every = integer("every", every, 1)
-    module = getattr(score.net, "net", score.net)
+    if not isinstance(score, Score):
+        raise TypeError(f"score: expected fpfast.Score(net, sde, predicts=...), got {type(score).__name__}")
+    module = score.module
     if not isinstance(module, nn.Module):
         raise TypeError(f"score: expected a network that is an nn.Module, got {type(module).__name__}")
     parameters = [p for p in module.parameters() if p.requires_grad]
@@ -218,8 +221,8 @@ def fit(
     run = _Run(score, module, parameters, Batches(data, recipe.batch_size, recipe.seed), recipe, validation, every)
     if recipe.batch_size < run.processes.count:
         raise bad("batch_size", f"a sample for each of the {run.processes.count} processes", recipe.batch_size)
-    run.begin(checkpoint_file, resume)
     was_training = module.training
+    run.begin(checkpoint_file, resume)
     with _log(log_dir, run.processes) as log, _own_randomness(run.processes.device):
         run.go(checkpoint_file, log, progress)
     module.train(was_training)
@@ -239,6 +242,7 @@ class _Run:
     ) -> None:
         self.score, self.module, self.parameters = score, module, parameters
         self.batches, self.recipe, self.validation, self.every = batches, recipe, validation, every
+        self.dtype = torch.float64 if parameters[0].dtype == torch.float64 else torch.float32  # of the state
         self.processes: Processes = join(parameters[0].device)
         self.processes.agree([*module.parameters(), *module.buffers()])
         self.optimiser = OPTIMISERS[recipe.optimiser](
@@ -262,7 +266,7 @@ class _Run:
         self.processes.wait()  # the first one is going to replace what the others have read
 
     def go(self, path: str | Path | None, log: Any, progress: bool) -> None:
-        recipe, sums = self.recipe, torch.zeros(2, dtype=torch.float64)
+        recipe, sums, since = self.recipe, torch.zeros(2, dtype=torch.float64), self.step
         if self.step == 0:
             self.record(sums, path, log)
         bar = Bar(total=recipe.steps, initial=self.step, disable=not (progress and self.processes.first), unit="step")
@@ -271,8 +275,8 @@ class _Run:
                 sums += self.advance()
                 bar.update()
                 if self.step % self.every == 0 or self.step == recipe.steps:
-                    self.record(sums / ((self.step - 1) % self.every + 1), path, log)
-                    sums.zero_()
+                    self.record(sums / (self.step - since), path, log)
+                    sums, since = torch.zeros_like(sums), self.step
                     bar.set_postfix(dsm=f"{self.history[-1].dsm:.4g}", refresh=False)
 
     def advance(self) -> Tensor:
@@ -284,7 +288,7 @@ class _Run:
         together = recipe.micro_batch or len(share)
         for first in range(share.start, share.stop, together):
             count = min(together, share.stop - first)
-            x0 = self.batches(self.step, first, count).to(self.processes.device)
+            x0 = self.batches(self.step, first, count).to(self.processes.device, self.dtype)
             dsm, residual = terms(self.score, recipe, x0, self.step * recipe.batch_size + first)
             part = count / recipe.batch_size
             (part * (dsm + recipe.weight * residual)).backward()
@@ -329,7 +333,7 @@ class _Run:
         for start in range(0, len(x0), self.recipe.batch_size):
             part = slice(start, start + self.recipe.batch_size)
             t = TIME_LAWS[self.recipe.time_law](self.score.sde, keys[part])
-            x = x0[part].to(self.processes.device)
+            x = x0[part].to(self.processes.device, self.dtype)
             loss = losses.dsm(self.averaged, x, weighting=self.recipe.weighting, t=t.to(x.device), seed=keys[part])
             total += float(loss) * len(x) / len(x0)
         return total

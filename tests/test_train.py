@@ -37,7 +37,7 @@ def noise_score():
 
 
 def weights(score):
-    return torch.cat([p.detach().flatten() for p in getattr(score.net, "net", score.net).parameters()])
+    return torch.cat([p.detach().flatten() for p in score.module.parameters()])
 
 
 @pytest.mark.parametrize("predicts", ["noise", "potential"])
@@ -63,6 +63,21 @@ def test_records():
     data, recipe = draw("moons", 100), Recipe(**QUICK)
     first, _ = train.terms(noise_score(), recipe, batches.Batches(data, 32, 0)(0, 0, 32), 0)
     assert train.fit(noise_score(), data, recipe, every=1).history[0].dsm == pytest.approx(first.item(), rel=1e-6)
+
+
+def test_a_network_with_a_part_called_net():
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.scale = perceptron(), nn.Parameter(torch.ones(()))
+
+        def forward(self, x, t):
+            return self.scale * self.net(x, t)
+
+    score = fpfast.Score(Wrapper().eval(), fpfast.VP(), "noise")
+    train.fit(score, draw("moons", 50).double(), Recipe(steps=3, batch_size=8))
+    assert score.net.scale != 1
+    assert not score.net.training
 
 
 class Stopped(Exception):
@@ -106,7 +121,7 @@ def test_resumed_runs_have_the_same_bits(tmp_path, kind, stop):
         train.fit(parts, stopping(DATA["blob"], stop), recipe, every=4, checkpoint_file=path)
     parts = score()
     with torch.no_grad():
-        for p in getattr(parts.net, "net", parts.net).parameters():
+        for p in parts.module.parameters():
             p.add_(1.0)  # what is there comes from the file
     torch.manual_seed(stop)
     again = train.fit(parts, DATA["blob"], recipe, every=4, checkpoint_file=path, resume=True)
@@ -186,7 +201,7 @@ def test_fused_and_plain_networks_have_one_gradient(regulariser):
         score = potential_score(compiled)
         dsm, residual = train.terms(score, recipe, draw("blob", 32), 0)
         (dsm + residual).backward()
-        net = getattr(score.net, "net", score.net)  # nothing depends on the last bias of a potential
+        net = score.module  # nothing depends on the last bias of a potential
         found.append(torch.cat([p.grad.flatten() for name, p in net.named_parameters() if name != "output.bias"]))
     torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-4)
 
