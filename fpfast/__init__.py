@@ -1,4 +1,4 @@
-"""Samples score-based diffusion models, and measures how far their ODE and SDE samples are apart, in fused kernels."""
+"""Trains and samples score-based diffusion models, and measures what their ODE and SDE do, in fused kernels."""
 
 from fpfast import data, fused, losses, model, noise, train
 from fpfast.divergence import ESTIMATORS, divergence

@@ -6,6 +6,7 @@ processes that share a batch take places of one and the same.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -24,7 +25,7 @@ PURPOSES = ("data", "points", "validation", "network")
 
 def _key(seed: int, purpose: str, number: int) -> int:
     """One of 2^64 for everything that is drawn in a run."""
-    key = (seed * SPREAD + (PURPOSES.index(purpose) << 60) + number) % 2**64
+    key = ((seed + 1) * SPREAD + (PURPOSES.index(purpose) << 60) + number) % 2**64
     return key - 2**64 if key >= 2**63 else key
 
 
@@ -60,31 +61,48 @@ TIME_LAWS: dict[str, Callable[[SDE, Tensor], Tensor]] = {
 }
 
 
+def checked(name: str, x: object) -> Tensor:
+    """x, if it can be data."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+    if x.ndim < 2 or len(x) == 0 or x.dtype not in (torch.float32, torch.float64):
+        raise bad(name, "float32 or float64 of shape (N, ...), N > 0", f"{x.dtype} of shape {tuple(x.shape)}")
+    if not bool(x.isfinite().all()):
+        raise bad(name, "finite numbers", "NaN or infinity")
+    return x.detach()
+
+
 class Batches:
     """Batches of ``size`` samples: of a tensor (N, ...) in shuffled epochs, or of a function that draws them."""
 
     def __init__(self, data: Tensor | Draw, size: int, seed: int) -> None:
-        if isinstance(data, Tensor):
-            if data.ndim < 2 or len(data) == 0 or data.dtype not in (torch.float32, torch.float64):
-                raise bad("data", "float32 or float64 of shape (N, ...), N > 0", f"{data.dtype} {tuple(data.shape)}")
-            if not bool(data.isfinite().all()):
-                raise bad("data", "finite numbers", "NaN or infinity")
-        elif not callable(data):
+        if not isinstance(data, Tensor) and not callable(data):
             raise TypeError(f"data: expected a tensor or a function (n, generator), got {type(data).__name__}")
-        self.data, self.size, self.seed = data, size, seed
+        self.data, self.size, self.seed = checked("data", data) if isinstance(data, Tensor) else data, size, seed
         self._order = lru_cache(maxsize=2)(self._permutation)
+        self._drawn = lru_cache(maxsize=1)(self._draw)  # micro-batches are parts of one
 
     def __call__(self, step: int, first: int, count: int) -> Tensor:
         """Samples ``first`` ... of the batch of a step."""
         if not isinstance(self.data, Tensor):
-            drawn = self.data(self.size, Generator().manual_seed(_key(self.seed, "data", step)))
-            if not isinstance(drawn, Tensor) or len(drawn) != self.size:
-                raise bad("data", f"{self.size} samples when asked for them", getattr(drawn, "shape", type(drawn)))
-            return drawn[first : first + count]
+            return self._drawn(step)[first : first + count]
         place = step * self.size + first + torch.arange(count)
         epochs = place.div(len(self.data), rounding_mode="floor")
         chosen = [self._order(int(epoch))[place[epochs == epoch] % len(self.data)] for epoch in epochs.unique()]
         return self.data[torch.cat(chosen)]
+
+    @property
+    def mark(self) -> str:
+        """Tells data from others: a digest of all, or of the first batch of a function."""
+        data = self.data if isinstance(self.data, Tensor) else self._drawn(0)
+        return hashlib.sha256(data.cpu().contiguous().numpy().tobytes()).hexdigest()
+
+    def _draw(self, step: int) -> Tensor:
+        assert not isinstance(self.data, Tensor)
+        drawn = self.data(self.size, Generator().manual_seed(_key(self.seed, "data", step)))
+        if not isinstance(drawn, Tensor) or len(drawn) != self.size:
+            raise bad("data", f"{self.size} samples when asked for them", getattr(drawn, "shape", type(drawn)))
+        return checked("data", drawn)
 
     def _permutation(self, epoch: int) -> Tensor:
         assert isinstance(self.data, Tensor)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fpfast import output
 from fpfast.errors import bad
@@ -24,37 +23,41 @@ def there(path: str | Path, resume: bool) -> bool:
     return path.exists()
 
 
-def save(
-    path: str | Path, recipe: dict[str, Any], step: int, sample: Tensor, state: dict[str, Any], history: list[Any]
-) -> None:
-    """``sample``: the first one of the data; ``state``: what has a state_dict."""
+def save(path: str | Path, run: dict[str, Any], step: int, state: dict[str, Any], history: list[Any]) -> None:
+    """``run``: what a run that goes on must have in common with this one; ``state``: what has a state_dict."""
     content = {
         "format": FORMAT,
-        "recipe": recipe,
+        "run": run,
         "step": step,
-        "sample": sample,
         "history": [tuple(record) for record in history],
-        **{name: part.state_dict() for name, part in state.items()},
+        "state": {name: part.state_dict() for name, part in state.items()},
     }
     output.write(Path(path), lambda file: torch.save(content, file))
 
 
-def load(path: str | Path, recipe: dict[str, Any], sample: Tensor) -> dict[str, Any]:
-    """What :func:`save` wrote. Nothing in the file is executed.
+def load(path: str | Path, run: dict[str, Any], state: dict[str, Any]) -> tuple[int, list[Any]]:
+    """Gives ``state`` what :func:`save` wrote. Returns step and history. Nothing in the file is executed.
 
-    Raises ValueError for a file that is no checkpoint, or one of a run with another recipe or other data.
+    Raises ValueError for a file that is no checkpoint, and for one of another run: names what differs.
     """
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-        version, of, began = found["format"], found["recipe"], found["sample"]
+        version, of, states = found["format"], dict(found["run"]), dict(found["state"])
+        step, history = int(found["step"]), [tuple(record) for record in found["history"]]
     except Exception as error:  # torch has error types of its own; the cause stays attached
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise bad("checkpoint_file", "a checkpoint of fpfast", f"{str(path)!r}: {reason}") from error
+        raise bad("checkpoint_file", "a checkpoint of fpfast", f"{str(path)!r}: {_reason(error)}") from error
     if version != FORMAT:
         raise bad("checkpoint_file", f"a checkpoint of format {FORMAT}", f"{str(path)!r} of format {version}")
-    for name, value in recipe.items():
+    for name, value in run.items():
         if of.get(name) != value:
             raise bad(name, f"{of.get(name)!r}, as in the checkpoint {str(path)!r}", repr(value))
-    if not torch.equal(began, sample.cpu()):
-        raise bad("data", f"those of the checkpoint {str(path)!r}", "others")
-    return found
+    try:
+        for name, part in state.items():
+            part.load_state_dict(states[name])
+    except (KeyError, RuntimeError, ValueError, TypeError) as error:
+        raise bad("checkpoint_file", "a checkpoint of this network", f"{str(path)!r}: {_reason(error)}") from error
+    return step, history
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -149,6 +149,8 @@ def run_gap(args: argparse.Namespace) -> None:
     for name in names:
         label = Path(name).stem
         score = load_score(name, args)
+        if sample_shape(score) != (2,):
+            raise bad("--net", "a network for samples of shape (2,), to compare with the data", sample_shape(score))
         print(f"{label}: {EMBEDDED.get(name, 'sampling the ODE and the SDE')} ...", file=sys.stderr)
         results[label] = gap(score, data, n=args.n, noise=args.noise, **run_options(args))
     output.print_table(gap_rows(results))
@@ -210,7 +212,10 @@ LIKELIHOOD_OPTIONS = ("solver", "steps", "times", "estimator", "probes", "seed",
 def load_samples(data: str, n: int, seed: int) -> torch.Tensor:
     """n samples of a named data set, or the first n of those in a file, (n, ...)."""
     n = integer("--n", n, 2)
-    return draw(data, n, seed=seed) if data in DATA else load(data)[:n]
+    x = draw(data, n, seed=seed) if data in DATA else load(data)[:n]
+    if len(x) < 2:
+        raise bad("--data", "two samples or more", len(x))
+    return x
 
 
 def run_likelihood(args: argparse.Namespace) -> None:
@@ -218,6 +223,8 @@ def run_likelihood(args: argparse.Namespace) -> None:
     x, shape = load_samples(args.data, args.n, args.seed), sample_shape(score)
     if x.shape[1:].numel() != math.prod(shape):
         raise bad("--data", f"samples of shape {shape}, as the network takes", tuple(x.shape[1:]))
+    if args.levels is None and (args.low, args.high) != (-1.0, 1.0):
+        raise bad("--low, --high", "--levels too, as they are about whole numbers", (args.low, args.high))
     scale = {"levels": 1 if args.levels is None else args.levels, "low": args.low, "high": args.high}
     x = x.reshape(len(x), *shape)
     x = x if args.levels is None else dequantise(x, seed=args.seed, **scale)
@@ -296,7 +303,7 @@ def parser() -> argparse.ArgumentParser:
     one.set_defaults(run=run_gap)
     one.add_argument("--net", metavar="FILE", help=f"weights, or one of {', '.join(EMBEDDED)} (default: both)")
     one.add_argument("--data", choices=DATA, help="the truth (default: blob for the embedded networks)")
-    one.add_argument("--n", type=int, default=30_000, help="samples of each (default: %(default)s)")
+    one.add_argument("--n", "--samples", type=int, default=30_000, help="samples of each (default: %(default)s)")
     one.add_argument("--out", nargs="+", default=["fpfast_gap.png", "fpfast_gap.json"], metavar="FILE",
                      help=f"files ending in {', '.join(GAP_OUT)} (default: %(default)s)")  # fmt: skip
     _common(one)
@@ -317,7 +324,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--net", metavar="FILE", default="blob_w1", help="weights, or an embedded network's name")
     one.add_argument("--data", metavar="DATA", default=EMBEDDED_DATA,
                      help=f"one of {', '.join(DATA)}, or a file of one array (default: %(default)s)")  # fmt: skip
-    one.add_argument("--n", type=int, default=1000, help="samples (default: %(default)s)")
+    one.add_argument("--n", "--samples", type=int, default=1000, help="samples (default: %(default)s)")
     one.add_argument("--levels", type=int, help="data are whole numbers below this: dequantise, bits per dimension")
     one.add_argument("--low", type=float, default=-1.0, help="where levels begin for the network (default: -1)")
     one.add_argument("--high", type=float, default=1.0, help="where they end (default: 1)")
@@ -346,7 +353,7 @@ def main(argv: list[str] | None = None) -> int:
         if (threads := getattr(args, "threads", None)) is not None:
             torch.set_num_threads(integer("--threads", threads, 1, 4096))
         args.run(args)
-    except (ValueError, TypeError, RuntimeError, OSError) as error:
+    except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
         print(f"fpfast: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

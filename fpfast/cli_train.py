@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fpfast import data, fused, model, output, train
+from fpfast.backends import usable
 from fpfast.batches import Draw
 from fpfast.convnet import ConvNet
 from fpfast.errors import bad, integer, real
@@ -30,7 +31,9 @@ def add(commands: Any) -> None:
     one.set_defaults(run=run)
     one.add_argument("--data", required=True, metavar="DATA", help=f"{', '.join(data.DATA)}, or a .npy, .npz, .pt file")
     one.add_argument("--out", default="fpfast_model.safetensors", metavar="FILE", help="(default: %(default)s)")
-    one.add_argument("--held-out", type=float, default=0.1, help="share of a file's samples (default: %(default)s)")
+    one.add_argument(
+        "--held-out", type=float, default=0.1, help="share of a file's samples, or of the digits (default: 0.1)"
+    )
     one.add_argument("--checkpoint", metavar="FILE", help="a .pt file to go on from, should the run be stopped")
     one.add_argument("--resume", action="store_true", help="go on from the checkpoint, if it is there")
     one.add_argument("--every", type=int, default=500, help="steps between validations and checkpoints (default: 500)")
@@ -63,11 +66,11 @@ def _fields() -> list[tuple[dataclasses.Field[Any], type]]:
 
 def _data(args: argparse.Namespace) -> tuple[Tensor | Draw, Tensor]:
     """What is trained on, and what is held out."""
+    if not 0 < real("--held-out", args.held_out, "a share in (0, 1)") < 1:
+        raise bad("--held-out", "a share in (0, 1)", args.held_out)
     if args.data in data.DATA and args.data != "digits":
         return data.DATA[args.data], data.draw(args.data, DRAWN, seed=args.seed + 1)
     x = data.digit_images() if args.data == "digits" else data.load(args.data)
-    if not 0 < real("--held-out", args.held_out, "a share in (0, 1)") < 1:
-        raise bad("--held-out", "a share in (0, 1)", args.held_out)
     x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))]
     held = min(max(1, round(args.held_out * len(x))), len(x) - 1)
     if held < 1:
@@ -89,6 +92,8 @@ def _score(args: argparse.Namespace, shape: torch.Size, sde: SDE) -> Score:
         raise bad("--predicts", "--potential in its place", args.predicts)
     torch.manual_seed(args.seed)
     if len(shape) == 3:
+        if shape[1] % 2 or shape[2] % 2:
+            raise bad("--data", "images of even height and width", tuple(shape))
         width = integer("--width", 32 if args.width is None else args.width, 8)
         net: nn.Module = ConvNet(cast(Any, tuple(shape)), width=width, time_scale=sde.T)
     else:
@@ -104,6 +109,7 @@ def run(args: argparse.Namespace) -> None:
     if out.suffix != ".safetensors" or not out.parent.is_dir():
         raise bad("--out", "a name that ends in .safetensors, in a folder that exists", repr(args.out))
     recipe = train.Recipe(**{field.name: getattr(args, field.name) for field, _ in _fields()})
+    usable("--device", args.device)
     processes = join(args.device)
     args.device = processes.device
     samples, held_out = _data(args)

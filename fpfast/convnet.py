@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fpfast.errors import bad, integer
+from fpfast.errors import bad, integer, real
 
 
 class Block(nn.Module):
@@ -44,6 +44,7 @@ class ConvNet(nn.Module):
             raise bad("shape", "(C, H, W), H and W even", tuple(shape))
         if integer("width", width, 8) % 8:
             raise bad("width", "a multiple of 8", width)
+        time_scale = real("time_scale", time_scale, "a positive number", math.ulp(0.0))
         self.options: dict[str, Any] = {"shape": tuple(shape), "width": width, "time_scale": time_scale}
         frequencies = 2 * math.pi / time_scale * torch.logspace(0, 3, 32, dtype=torch.float64)
         self.frequencies: Tensor

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy
@@ -64,16 +65,21 @@ def swiss_roll(n: int, generator: Generator) -> Tensor:
     return torch.from_numpy(points[:, [0, 2]] / 5).float()
 
 
-def digit_images() -> Tensor:
-    """scikit-learn's handwritten digits, (1797, 1, 8, 8) in [-1, 1]."""
+@cache
+def _digit_images() -> Tensor:
     from sklearn.datasets import load_digits
 
     return torch.from_numpy(load_digits().images).float()[:, None] / 8 - 1
 
 
+def digit_images() -> Tensor:
+    """scikit-learn's handwritten digits, (1797, 1, 8, 8) in [-1, 1]."""
+    return _digit_images().clone()
+
+
 def digits(n: int, generator: Generator) -> Tensor:
     """Images of :func:`digit_images`, (n, 1, 8, 8), drawn with replacement."""
-    images = digit_images()
+    images = _digit_images()
     return images[torch.randint(len(images), (n,), generator=generator)]
 
 
@@ -113,16 +119,16 @@ def load(path: str | Path) -> Tensor:
             x = torch.load(path, map_location="cpu", weights_only=True)
         else:
             found = numpy.load(path, allow_pickle=False)
-            names = [] if path.suffix == ".npy" else found.files
-            if len(names) > 1:
-                raise bad("data", "one array", f"{', '.join(names)} in {str(path)!r}")
-            x = torch.from_numpy(found[names[0]] if names else found)
+            arrays = [found] if path.suffix == ".npy" else [found[name] for name in found.files]
+            native = [array.astype(array.dtype.newbyteorder("=")) for array in arrays]
+            x = torch.from_numpy(native[0]) if len(native) == 1 else f"{len(native)} arrays"
     except Exception as error:  # each library has error types of its own; the cause stays attached
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise bad("data", "an array of numbers and nothing else (no code)", f"{str(path)!r}: {reason}") from error
     if not isinstance(x, Tensor) or x.ndim < 2 or len(x) == 0 or x.is_complex():
-        raise bad("data", "numbers of shape (N, ...), N > 0", f"{str(path)!r}: {getattr(x, 'shape', type(x).__name__)}")
-    x = x.float()
+        got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else x if isinstance(x, str) else type(x).__name__
+        raise bad("data", "one array of numbers of shape (N, ...), N > 0", f"{str(path)!r}: {got}")
+    x = x.detach().float()
     if not bool(x.isfinite().all()):
         raise bad("data", "finite numbers", f"{str(path)!r}: NaN or infinity")
     return x

@@ -34,6 +34,8 @@ def describe_sde(sde: SDE) -> dict[str, Any]:
 def describe(score: Score) -> dict[str, Any]:
     """What :func:`load` makes the score from again. Raises ValueError for networks that are not in ``NETWORKS``."""
     net = score.module
+    if score.guidance is not None:
+        raise bad("guidance", "None: networks of fpfast have no pair of outputs", score.guidance)
     for name, kind in NETWORKS.items():
         if type(net) is kind:
             network = {"name": name, **cast(dict[str, Any], net.options)}
@@ -44,8 +46,8 @@ def describe(score: Score) -> dict[str, Any]:
 def write(path: str | Path, score: Score) -> None:
     """Writes a score to a ``.safetensors`` file, whole or not at all."""
     path = Path(path)
-    if path.suffix != ".safetensors":
-        raise bad("file", "a name that ends in .safetensors", repr(str(path)))
+    if path.suffix != ".safetensors" or not path.parent.is_dir():
+        raise bad("file", "a name that ends in .safetensors, in a folder that exists", repr(str(path)))
     described = json.dumps(describe(score))
     state = cast(nn.Module, score.module).state_dict()
     content = save({name: value.cpu().contiguous() for name, value in state.items()}, {"fpfast": described})
@@ -79,11 +81,11 @@ def load(path: str | Path) -> Score:
     try:
         network, sde = dict(found["network"]), dict(found["sde"])
         net = NETWORKS[key("network", network.pop("name"), NETWORKS)](**network)
-        net.load_state_dict(tensors)
+        net.to(next(iter(tensors.values())).dtype).load_state_dict(tensors)
         score = Score(
             net, SDES[key("sde", sde.pop("name"), SDES)](**sde), key("predicts", found["predicts"], PREDICTIONS)
         )
-    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+    except (KeyError, TypeError, RuntimeError, ValueError, StopIteration) as error:
         raise bad("file", "a description that fits its weights", f"{str(path)!r}: {error}") from error
     if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
         raise bad("file", "finite weights", f"{str(path)!r}: NaN or infinity")

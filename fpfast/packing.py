@@ -15,7 +15,7 @@ FRAGMENT = 128  # numbers: one column tile of one pair of row tiles
 SIDE = 16  # of Triton's tiles (kernels/tiles.py)
 POINTS = 128  # of a residual's block of threads
 TOGETHER = 2  # blocks on a multiprocessor
-SCRATCH = 1 << 30  # bytes that the blocks' values may take, and a sixteenth of the GPU's memory
+SCRATCH = 1 << 30  # bytes that the blocks' values and sums may take, and a sixteenth of the GPU's memory
 
 
 def up(count: int, granule: int) -> int:
@@ -117,9 +117,9 @@ class Scratch(NamedTuple):
         x = tensors["x"]
         assert x is not None
         size = POINTS * int(numbers["jets"] + numbers["adjoints"]) * int(numbers["columns"])
-        room = min(SCRATCH, memory // 16) // (4 * size)
-        blocks = max(1, min(-(-len(x) // POINTS), TOGETHER * processors, room))
         sums, losses = (tensors[name] is not None for name in ("gradient", "loss"))
+        room = min(SCRATCH, memory // 16) // (4 * (size + sums * int(numbers["sum_count"])))
+        blocks = max(1, min(-(-len(x) // POINTS), TOGETHER * processors, room))
         return Scratch(
             x.new_empty(blocks, size),
             x.new_empty(blocks, max(int(numbers["sum_count"]), TILE)) if sums else None,

@@ -5,7 +5,8 @@
 
 A run is a function of its recipe, data and first weights: batches, times, noise and probes are keyed by the seed and by
 the step (fpfast/batches.py). So a run that goes on from a checkpoint ends with the bits of one that was never stopped
-(on the CPU, with as many threads), and processes that share batches differ from one in the order of sums alone.
+(on the CPU, with as many threads and processes), and processes that share batches differ from one in the order of sums
+alone, but where a network or a regulariser looks at a batch as a whole (batch norm, "fp_diffusion") or draws (dropout).
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from fpfast import checkpoint, losses
-from fpfast.batches import TIME_LAWS, Batches, Draw, network_seed, seeds
+from fpfast.batches import TIME_LAWS, Batches, Draw, checked, network_seed, seeds
 from fpfast.divergence import ESTIMATORS
 from fpfast.errors import bad, integer, key, real
 from fpfast.processes import Processes, join
@@ -50,7 +51,8 @@ class Recipe:
     weighting: lambda(t) of the denoising loss (``fpfast.losses.WEIGHTINGS``); time_law: a key of ``TIME_LAWS``.
     regulariser: a key of ``REGULARISERS`` or None, multiplied by ``weight``, weighted by ``residual_weighting`` in time
     (but "fp_diffusion", which has a weighting of its own); box: its points are uniform in [-box, box]^d, 0: they are
-    the perturbed data; estimator, unbiased, fraction: as :func:`fpfast.losses.fp_regulariser` has them.
+    the perturbed data; fraction: of a batch's points that are used, the first ones; estimator, unbiased: as
+    :func:`fpfast.losses.fp_regulariser` has them.
 
     Raises ValueError for what is out of range.
     """
@@ -77,21 +79,33 @@ class Recipe:
     fraction: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, low in (("steps", 1), ("batch_size", 1), ("seed", 0), ("warmup", 0)):
-            integer(name, getattr(self, name), low)
-        if self.micro_batch is not None:
-            integer("micro_batch", self.micro_batch, 1)
-        for name, low in (("learning_rate", 0), ("weight_decay", 0), ("clip", 0), ("weight", 0), ("box", 0)):
-            real(name, getattr(self, name), f"a finite number of at least {low}", low)
-        if not 0 <= real("ema", self.ema, "a number in [0, 1)") < 1:
+        def keep(name: str, value: Any) -> None:  # plain numbers, which a checkpoint can hold
+            object.__setattr__(self, name, value)
+
+        for name, low in (("steps", 1), ("batch_size", 1), ("seed", 0), ("warmup", 0), ("micro_batch", 1)):
+            if getattr(self, name) is not None or name != "micro_batch":
+                keep(name, integer(name, getattr(self, name), low, 2**63 - 1))
+        for name in ("learning_rate", "weight_decay", "clip", "weight", "box"):
+            keep(name, real(name, getattr(self, name), "a finite number of at least 0", 0))
+        keep("ema", real("ema", self.ema, "a number in [0, 1)", 0))
+        keep("fraction", real("fraction", self.fraction, "a number in (0, 1]", math.ulp(0.0)))
+        if self.ema >= 1:
             raise bad("ema", "a number in [0, 1)", self.ema)
-        if not 0 < real("fraction", self.fraction, "a number in (0, 1]") <= 1:
+        if self.fraction > 1:
             raise bad("fraction", "a number in (0, 1]", self.fraction)
+        if not isinstance(self.unbiased, bool):
+            raise bad("unbiased", "True or False", repr(self.unbiased))
         tables: dict[str, Any] = {"optimiser": OPTIMISERS, "schedule": SCHEDULES, "time_law": TIME_LAWS}
         tables |= {"weighting": losses.WEIGHTINGS, "residual_weighting": losses.WEIGHTINGS}
-        tables |= {"estimator": ("auto", *ESTIMATORS)} | ({"regulariser": REGULARISERS} if self.regulariser else {})
+        tables |= {"estimator": ("auto", *ESTIMATORS)}
+        if self.regulariser is not None:
+            tables["regulariser"] = REGULARISERS
         for name, table in tables.items():
             key(name, getattr(self, name), table)
+        if self.regulariser == "fp_diffusion":
+            for name in ("estimator", "unbiased", "residual_weighting"):
+                if getattr(self, name) != getattr(Recipe, name):
+                    raise bad(name, "its default beside 'fp_diffusion', which has its own", getattr(self, name))
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
@@ -123,7 +137,6 @@ def _of_form(form: str) -> Callable[[Score, Recipe, At], Tensor]:
             form=form,
             estimator=recipe.estimator,
             unbiased=recipe.unbiased,
-            fraction=recipe.fraction,
             weighting=recipe.residual_weighting,
             seed=at.seeds,
             value=at.value if form == "score" and recipe.estimator in losses.WITH_VALUE else None,
@@ -159,20 +172,27 @@ class Fit(NamedTuple):
     history: list[Record]
 
 
-def terms(score: Score, recipe: Recipe, x0: Tensor, first: int) -> tuple[Tensor, Tensor]:
-    """(denoising loss, regulariser) of data x0, the samples ``first`` ... of a run; means, with graphs."""
-    keys = seeds(recipe.seed, "data", first, len(x0))
+def terms(score: Score, recipe: Recipe, x0: Tensor, step: int, first: int = 0) -> tuple[Tensor, Tensor]:
+    """What data x0, the samples ``first`` ... of a step's batch, add to (denoising loss, regulariser); with graphs.
+
+    Both are means over the whole batch: summed over its parts, they do not depend on how it was cut.
+    """
+    place = step * recipe.batch_size + first
+    keys = seeds(recipe.seed, "data", place, len(x0))
     t = TIME_LAWS[recipe.time_law](score.sde, keys).to(x0.device)
     dsm, x, t, s = losses.dsm(score, x0, weighting=recipe.weighting, t=t, seed=keys, return_points=True)
-    if recipe.regulariser is None:
+    dsm = dsm * (len(x0) / recipe.batch_size)
+    points = max(1, round(recipe.fraction * recipe.batch_size))  # of the whole batch
+    count = min(points - first, len(x0))
+    if recipe.regulariser is None or count <= 0:
         return dsm, dsm.new_zeros(())
-    own = seeds(recipe.seed, "points", first, len(x0))
+    own = seeds(recipe.seed, "points", place, count)
     if recipe.box:
-        x = losses.box(tuple(x0.shape), recipe.box, seed=own).to(x0)
+        x = losses.box((count, *x0.shape[1:]), recipe.box, seed=own).to(x0)
         at = At(x, TIME_LAWS[recipe.time_law](score.sde, own).to(x0.device), None, own)
     else:
-        at = At(x, t, s, own)
-    return dsm, REGULARISERS[recipe.regulariser](score, recipe, at)
+        at = At(x[:count], t[:count], s[:count], own)
+    return dsm, REGULARISERS[recipe.regulariser](score, recipe, at) * (count / points)
 
 
 def fit(
@@ -208,24 +228,26 @@ def fit(
     Raises ValueError for arguments that do not fit, also for a checkpoint of another recipe; RuntimeError when the loss
     is no longer finite; ModuleNotFoundError for ``log_dir`` without tensorboard.
     """
-    recipe = recipe or Recipe()
+    recipe = Recipe() if recipe is None else recipe
     every = integer("every", every, 1)
     if not isinstance(score, Score):
         raise TypeError(f"score: expected fpfast.Score(net, sde, predicts=...), got {type(score).__name__}")
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"recipe: expected fpfast.train.Recipe(...), got {type(recipe).__name__}")
     module = score.module
     if not isinstance(module, nn.Module):
         raise TypeError(f"score: expected a network that is an nn.Module, got {type(module).__name__}")
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
         raise bad("score", "a network with parameters that ask for gradients", "none")
-    run = _Run(score, module, parameters, Batches(data, recipe.batch_size, recipe.seed), recipe, validation, every)
+    batches = Batches(data, recipe.batch_size, recipe.seed)
+    validation = None if validation is None else checked("validation", validation)
+    run = _Run(score, module, parameters, batches, recipe, validation, every)
     if recipe.batch_size < run.processes.count:
         raise bad("batch_size", f"a sample for each of the {run.processes.count} processes", recipe.batch_size)
-    was_training = module.training
-    run.begin(checkpoint_file, resume)
-    with _log(log_dir, run.processes) as log, _own_randomness(run.processes.device):
+    with _log(log_dir, run.processes) as log, _as_it_was(module, run.processes.device):
+        run.begin(checkpoint_file, resume)
         run.go(checkpoint_file, log, progress)
-    module.train(was_training)
     return Fit(run.averaged, run.history)
 
 
@@ -252,21 +274,29 @@ class _Run:
         self.averaged = Score(self.ema.module, score.sde, score.predicts, score.guidance)
         self.step, self.history = 0, list[Record]()
 
+    @property
+    def state(self) -> dict[str, Any]:
+        return {"net": self.module, "ema": self.ema, "optimiser": self.optimiser}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a run that goes on must have in common with the one before."""
+        score = {"sde": repr(self.score.sde), "predicts": self.score.predicts, "guidance": self.score.guidance}
+        return {**asdict(self.recipe), **score, "data": self.batches.mark}
+
     def begin(self, path: str | Path | None, resume: bool) -> None:
         self.module.train()
         self.ema.module.eval().requires_grad_(False)
         if resume and path is None:
             raise bad("resume", "a checkpoint_file to go on from", "none")
         if path is not None and checkpoint.there(path, resume):
-            found = checkpoint.load(path, asdict(self.recipe), self.batches(0, 0, 1))
-            self.module.load_state_dict(found["net"])
-            self.ema.load_state_dict(found["ema"])
-            self.optimiser.load_state_dict(found["optimiser"])
-            self.step, self.history = found["step"], [Record(*record) for record in found["history"]]
+            self.step, history = checkpoint.load(path, self.identity, self.state)
+            self.history = [Record(*record) for record in history]
         self.processes.wait()  # the first one is going to replace what the others have read
 
     def go(self, path: str | Path | None, log: Any, progress: bool) -> None:
-        recipe, sums, since = self.recipe, torch.zeros(2, dtype=torch.float64), self.step
+        recipe, since = self.recipe, self.step
+        sums = torch.zeros(2, dtype=torch.float64, device=self.processes.device)
         if self.step == 0:
             self.record(sums, path, log)
         bar = Bar(total=recipe.steps, initial=self.step, disable=not (progress and self.processes.first), unit="step")
@@ -280,20 +310,20 @@ class _Run:
                     bar.set_postfix(dsm=f"{self.history[-1].dsm:.4g}", refresh=False)
 
     def advance(self) -> Tensor:
-        """One step. Returns (denoising loss, regulariser), those of the whole batch, float64."""
-        recipe, sums = self.recipe, torch.zeros(2, dtype=torch.float64)
+        """One step. Returns what this process's share adds to (denoising loss, regulariser), float64."""
+        recipe, sums = self.recipe, torch.zeros(2, dtype=torch.float64, device=self.processes.device)
         torch.manual_seed(network_seed(recipe.seed, self.step))
         self.optimiser.zero_grad(set_to_none=True)
         share = self.processes.share(recipe.batch_size)
         together = recipe.micro_batch or len(share)
         for first in range(share.start, share.stop, together):
-            count = min(together, share.stop - first)
-            x0 = self.batches(self.step, first, count).to(self.processes.device, self.dtype)
-            dsm, residual = terms(self.score, recipe, x0, self.step * recipe.batch_size + first)
-            part = count / recipe.batch_size
-            (part * (dsm + recipe.weight * residual)).backward()
-            sums += part * torch.stack((dsm.detach(), residual.detach())).double().cpu()
-        self.processes.add(p.grad for p in self.parameters if p.grad is not None)
+            x0 = self.batches(self.step, first, min(together, share.stop - first))
+            dsm, residual = terms(self.score, recipe, x0.to(self.processes.device, self.dtype), self.step, first)
+            (dsm + recipe.weight * residual).backward()
+            sums += torch.stack((dsm.detach(), residual.detach()))
+        for p in self.parameters:  # all processes must have the same ones
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        self.processes.add(cast(Tensor, p.grad) for p in self.parameters)
         if recipe.clip:
             nn.utils.clip_grad_norm_(self.parameters, recipe.clip)
         for group in self.optimiser.param_groups:
@@ -304,14 +334,17 @@ class _Run:
         return sums
 
     def record(self, means: Tensor, path: str | Path | None, log: Any) -> None:
-        on_device = means.to(self.processes.device)
-        self.processes.add([on_device])
-        dsm, residual = on_device.tolist()
+        """``means``: this process's part of them."""
+        self.processes.add([means])
+        self.processes.agree([*self.module.buffers(), *self.ema.buffers()])  # such as means of the data in layers
+        dsm, residual = means.tolist()
         held_out = None if self.validation is None else self.validate(self.validation)
+        broken = [name for name, p in self.module.named_parameters() if not bool(p.isfinite().all())]
         for name, value in (("loss", dsm + self.recipe.weight * residual), ("validation loss", held_out or 0.0)):
-            if not math.isfinite(value):
+            if broken or not math.isfinite(value):
+                got = f"{value}, and weights that are not: {broken[:3]}" if broken else value
                 raise RuntimeError(
-                    f"step {self.step}: expected a finite {name}, got {value}; a lower learning_rate helps"
+                    f"step {self.step}: expected a finite {name}, got {got}; a lower learning_rate helps"
                 )
         if self.step:
             self.history.append(Record(self.step, dsm, residual, held_out))
@@ -322,28 +355,33 @@ class _Run:
                 if name != "step" and value is not None:
                     log.add_scalar(name, value, self.step)
         if path is not None:
-            state = {"net": self.module, "ema": self.ema, "optimiser": self.optimiser}
-            checkpoint.save(path, asdict(self.recipe), self.step, self.batches(0, 0, 1), state, self.history)
+            checkpoint.save(path, self.identity, self.step, self.state, self.history)
 
     @torch.no_grad()
     def validate(self, x0: Tensor) -> float:
         """The denoising loss at times and with noise that are the same at every validation."""
-        keys = seeds(self.recipe.seed, "validation", 0, len(x0))
-        total = 0.0
-        for start in range(0, len(x0), self.recipe.batch_size):
-            part = slice(start, start + self.recipe.batch_size)
-            t = TIME_LAWS[self.recipe.time_law](self.score.sde, keys[part])
+        keys, share = seeds(self.recipe.seed, "validation", 0, len(x0)), self.processes.share(len(x0))
+        total = torch.zeros(1, dtype=torch.float64, device=self.processes.device)
+        for start in range(share.start, share.stop, self.recipe.batch_size):
+            part = slice(start, min(start + self.recipe.batch_size, share.stop))
             x = x0[part].to(self.processes.device, self.dtype)
-            loss = losses.dsm(self.averaged, x, weighting=self.recipe.weighting, t=t.to(x.device), seed=keys[part])
-            total += float(loss) * len(x) / len(x0)
-        return total
+            t = TIME_LAWS[self.recipe.time_law](self.score.sde, keys[part]).to(x.device)
+            loss = losses.dsm(self.averaged, x, weighting=self.recipe.weighting, t=t, seed=keys[part])
+            total += loss.double() * (len(x) / len(x0))
+        self.processes.add([total])
+        return float(total)
 
 
 @contextmanager
-def _own_randomness(device: torch.device) -> Iterator[None]:
-    """Leaves torch's generators as they were."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        yield
+def _as_it_was(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Leaves torch's generators, and the modes of the network's parts, as they were."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 @contextmanager

@@ -72,6 +72,51 @@ def test_gap_of_a_published_network(tmp_path, capsys):
     assert "circles2_w0.0" in json.loads((tmp_path / "gap.json").read_text())["networks"]
 
 
+def test_train_then_sample(tmp_path, capsys):
+    out = tmp_path / "net.safetensors"
+    few = ["--steps", 6, "--batch-size", 16, "--every", 3, "--hidden", 8, 8, "--out", out]
+    assert run("train", "--data", "moons", *few, "--potential", "--activation", "softplus:5", "--sde", "ou:T=4",
+               "--regulariser", "log_density", "--box", 2, "--no-unbiased") == 0  # fmt: skip
+    assert "held-out loss" in capsys.readouterr().out
+    assert run("sample", "--net", out, *QUICK, "--out", tmp_path / "x.npz") == 0
+    score = fpfast.model.load(out)
+    assert score.sde == fpfast.OU(T=4.0)
+    assert score.predicts == "potential"
+    expected = fpfast.sample(score, (400, 2), steps=10, seed=0)
+    numpy.testing.assert_array_equal(numpy.load(tmp_path / "x.npz")["samples"], expected)
+    assert run("gap", "--net", out, "--data", "moons", *QUICK, "--out", tmp_path / "gap.json") == 0
+    numpy.save(tmp_path / "images.npy", numpy.random.default_rng(0).normal(size=(20, 1, 4, 4)).astype(">f4"))
+    few = ["--steps", 2, "--batch-size", 8, "--width", 8, "--out", out]
+    assert run("train", "--data", tmp_path / "images.npy", *few, "--checkpoint", tmp_path / "run.pt") == 0
+    assert run("sample", "--net", out, "--n", 3, "--steps", 2, "--out", tmp_path / "x.npz", tmp_path / "x.png") == 0
+    assert numpy.load(tmp_path / "x.npz")["samples"].shape == (3, 1, 4, 4)
+    assert run("likelihood", "--net", out, "--data", tmp_path / "images.npy", "--n", 2, "--steps", 2) == 0
+    capsys.readouterr()
+    assert run("gap", "--net", out, "--data", "blob") == 2
+    assert "--net: expected a network for samples of shape (2,)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--data", "nothing"], "data: expected one of blob"),
+        (["--data", "moons", "--held-out", "7"], "--held-out: expected a share in (0, 1), got 7"),
+        (["--data", "moons", "--width", "8"], "--width: expected nothing for samples of shape (2,)"),
+        (["--data", "digits", "--hidden", "8"], "--hidden: expected nothing for samples of shape (1, 8, 8)"),
+        (["--data", "moons", "--device", "nowhere"], "--device: expected a device that torch can use here"),
+        (["--data", "moons", "--predicts", "potential"], "--predicts: expected --potential"),
+        (["--data", "moons", "--out", "x.pt"], "--out: expected a name that ends in .safetensors"),
+        (["--data", "moons", "--ema", "1.5"], "ema: expected a number in [0, 1)"),
+        (["--data", "moons", "--sde", "xp"], "--sde: expected one of"),
+        (["--data", "moons", "--resume"], "resume: expected a checkpoint_file"),
+    ],
+)
+def test_train_says_what_is_wrong(argv, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("train", *argv, "--steps", "2", "--batch-size", "4") == 2
+    assert message in capsys.readouterr().err
+
+
 def test_likelihood_of_named_data(capsys):
     assert run("likelihood", "--n", 50, "--steps", 10, "--threads", torch.get_num_threads()) == 0
     data = fpfast.data.draw("blob", 50, seed=0)

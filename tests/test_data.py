@@ -1,5 +1,6 @@
 """The data sets are what their definitions say."""
 
+import numpy
 import pytest
 import torch
 from conftest import REFERENCE
@@ -64,3 +65,34 @@ def test_histograms_are_the_published_ones(name):
 def test_bad_input(name, n, argument):
     with pytest.raises(ValueError, match=f"^{argument}: expected .*, got "):
         data.draw(name, n)
+
+
+def test_load(tmp_path):
+    x = torch.arange(12.0).reshape(6, 2)
+    numpy.save(tmp_path / "x.npy", x.numpy().astype(">f8"))
+    numpy.savez(tmp_path / "x.npz", x=x.numpy().astype("int16"))
+    torch.save(torch.nn.Parameter(x), tmp_path / "x.pt")
+    for ending in ("npy", "npz", "pt"):
+        read = data.load(tmp_path / f"x.{ending}")
+        assert torch.equal(read, x)
+        assert read.dtype == torch.float32
+        assert not read.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("x.csv", lambda path: path.write_text("1,2"), "one of blob"),
+        ("x.npz", lambda path: numpy.savez(path, a=numpy.ones((2, 2)), b=numpy.ones(2)), "one array .* 2 arrays"),
+        ("x.npz", lambda path: numpy.savez(path), "one array .* 0 arrays"),
+        ("x.npy", lambda path: numpy.save(path, numpy.ones(3)), r"one array .* shape \(3,\)"),
+        ("x.npy", lambda path: numpy.save(path, numpy.full((2, 2), numpy.nan)), "finite numbers"),
+        ("x.npy", lambda path: numpy.save(path, numpy.array([[print]]), allow_pickle=True), "no code"),
+        ("x.pt", lambda path: torch.save({"x": torch.ones(2, 2)}, path), "one array .* dict"),
+        ("x.pt", lambda path: path.write_bytes(b"PK"), "nothing else"),
+    ],
+)
+def test_files_that_are_no_data(tmp_path, name, write, message):
+    write(tmp_path / name)
+    with pytest.raises(ValueError, match=f"data: expected .*{message}"):
+        data.load(tmp_path / name)

@@ -86,7 +86,7 @@ class Stopped(Exception):
 
 def stopping(data, steps):
     """The data, until they have been asked for so many batches."""
-    left = [steps + 2]  # a checkpoint asks for the first sample too
+    left = [steps + 1]  # the first batch tells data from others
 
     def draws(n, generator):
         left[0] -= 1
@@ -170,11 +170,12 @@ def test_killed_runs_have_the_same_bits(tmp_path):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("regulariser", [None, *REGULARISERS])
-def test_micro_batches_differ_in_the_order_of_sums_alone(regulariser):
-    if regulariser == "fp_diffusion":
-        pytest.skip("its second part is a norm over the batch, so it is another one for each micro-batch")
-    recipe = {**QUICK, "steps": 5, "regulariser": regulariser, "estimator": "hutchinson", "learning_rate": 1e-4}
+@pytest.mark.parametrize("fraction", [1.0, 0.4])
+@pytest.mark.parametrize("regulariser", [None, *(name for name in REGULARISERS if name != "fp_diffusion")])
+def test_micro_batches_differ_in_the_order_of_sums_alone(regulariser, fraction):
+    """But of "fp_diffusion": its second part is a norm over the batch, so it is another one for each micro-batch."""
+    recipe = {**QUICK, "steps": 5, "regulariser": regulariser, "estimator": "hutchinson", "learning_rate": 1e-4,
+              "fraction": fraction}  # fmt: skip
     found = []
     for micro_batch in (None, 10):
         score = noise_score() if regulariser == "score" else potential_score()
@@ -187,8 +188,10 @@ def test_micro_batches_differ_in_the_order_of_sums_alone(regulariser):
 @pytest.mark.parametrize("box", [0.0, 2.0])
 def test_regularisers_lower_themselves(regulariser, box):
     """Of a term of great weight less is left after some steps."""
-    recipe = Recipe(steps=60, batch_size=64, learning_rate=3e-3, regulariser=regulariser, weight=100.0, box=box,
-                    estimator="martingale" if regulariser == "score" else "auto", unbiased=False)  # fmt: skip
+    options = {"estimator": "martingale", "unbiased": False} if regulariser == "score" else {}
+    recipe = Recipe(
+        steps=60, batch_size=64, learning_rate=3e-3, regulariser=regulariser, weight=100.0, box=box, **options
+    )
     fit = train.fit(potential_score(), DATA["blob"], recipe, every=10)
     assert fit.history[-1].regulariser < 0.7 * fit.history[0].regulariser
 
@@ -209,7 +212,7 @@ def test_fused_and_plain_networks_have_one_gradient(regulariser):
 def test_fp_diffusion_takes_the_perturbed_data():
     score, recipe = potential_score(), Recipe(**QUICK, regulariser="fp_diffusion")
     x0 = draw("blob", 32)
-    _, residual = train.terms(score, recipe, x0, 64)
+    _, residual = train.terms(score, recipe, x0, 2)
     keys, own = (batches.seeds(0, purpose, 64, 32) for purpose in ("data", "points"))
     _, x, t, _ = losses.dsm(score, x0, weighting="noise", t=batches.TIME_LAWS["uniform"](score.sde, keys), seed=keys,
                             return_points=True)  # fmt: skip
@@ -218,17 +221,20 @@ def test_fp_diffusion_takes_the_perturbed_data():
 
 def test_averages():
     """w' = d w + (1 - d) theta, d = min(decay, (1 + n) / (10 + n)) after n steps, from the first weights on."""
-    seen, score = [], noise_score()
-    data = draw("moons", 64)
+    seen = []
 
-    def watch(n, generator):
-        seen.append(weights(score).double())
-        return data[:n]
+    class Watched(MLP):
+        def forward(self, x, t):
+            if self.training:
+                seen.append(torch.cat([p.detach().flatten() for p in self.parameters()]).double())
+            return super().forward(x, t)
 
-    fit = train.fit(score, watch, Recipe(steps=12, batch_size=8, ema=0.4))
-    after = [*seen[1:], weights(score).double()]  # the first is what the checks before the first step ask for
-    average = after[0] if len(after) == 12 else after[1]
-    for n, theta in enumerate(after[-11:], 1):
+    torch.manual_seed(0)
+    score, data = fpfast.Score(Watched(2, (16, 16)), fpfast.VP(), "noise"), draw("moons", 64)
+    fit = train.fit(score, data, Recipe(steps=12, batch_size=8, ema=0.4))
+    after = [*seen[1:], weights(score).double()]
+    average = after[0]
+    for n, theta in enumerate(after[1:], 1):
         decay = min(0.4, (1 + n) / (10 + n))
         average = decay * average + (1 - decay) * theta
     torch.testing.assert_close(weights(fit.score).double(), average, rtol=1e-5, atol=1e-6)
@@ -274,6 +280,8 @@ def test_seeds_do_not_meet():
     every = [batches.seeds(seed, purpose, 0, 1000) for seed in (0, 1, 2, 2**31) for purpose in batches.PURPOSES]
     assert len(torch.cat(every).unique()) == 1000 * len(every)
     assert torch.equal(batches.seeds(7, "data", 0, 50)[20:], batches.seeds(7, "data", 20, 30))
+    first = batches.Batches(DATA["blob"], 64, seed=0)
+    assert not any(torch.equal(first(step, 0, 64), draw("blob", 64, seed=step)) for step in range(3))
 
 
 def test_epochs():
@@ -289,7 +297,7 @@ def test_epochs():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 0}, "steps: expected an integer of at least 1, got 0"),
+        ({"steps": 0}, r"steps: expected an integer in \[1, 9223372036854775807\], got 0"),
         ({"batch_size": 2.5}, "batch_size: expected an integer"),
         ({"micro_batch": 0}, "micro_batch: expected"),
         ({"learning_rate": math.nan}, "learning_rate: expected a finite number"),
@@ -299,6 +307,10 @@ def test_epochs():
         ({"regulariser": "fp"}, "regulariser: expected one of 'log_density'"),
         ({"schedule": "step"}, "schedule: expected one of"),
         ({"time_law": "gamma"}, "time_law: expected one of"),
+        ({"unbiased": "no"}, "unbiased: expected True or False"),
+        ({"regulariser": ""}, "regulariser: expected one of"),
+        ({"seed": 2**63}, r"seed: expected an integer in \[0, 9223372036854775807\]"),
+        ({"regulariser": "fp_diffusion", "unbiased": False}, "unbiased: expected its default beside 'fp_diffusion'"),
     ],
 )
 def test_bad_recipes(changes, message):
@@ -318,6 +330,18 @@ def test_bad_arguments(tmp_path):
         train.fit(fpfast.Score(lambda x, t: x, fpfast.VP(), "noise"), data, recipe)
     with pytest.raises(ValueError, match="score: expected a network with parameters"):
         train.fit(fpfast.Score(nn.Identity(), fpfast.VP(), "noise"), data, recipe)
+    with pytest.raises(TypeError, match=r"score: expected fpfast.Score"):
+        train.fit(perceptron(), data, recipe)
+    with pytest.raises(TypeError, match=r"recipe: expected fpfast.train.Recipe"):
+        train.fit(noise_score(), data, {"steps": 2})
+    for validation, message in (
+        (torch.zeros(0, 2), "validation: expected float32 or float64 of shape"),
+        (torch.full((2, 2), math.inf), "validation: expected finite numbers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train.fit(noise_score(), data, recipe, validation=validation)
+    with pytest.raises(ValueError, match="data: expected finite numbers"):
+        train.fit(noise_score(), lambda n, g: torch.full((n, 2), math.nan), recipe)
     with pytest.raises(ValueError, match="resume: expected a checkpoint_file"):
         train.fit(noise_score(), data, recipe, resume=True)
     for name in ("run.bin", "no/run.pt"):
@@ -329,6 +353,47 @@ def test_bad_arguments(tmp_path):
         train.fit(score, data, recipe)
 
 
+class Poisoned(torch.autograd.Function):
+    """The identity, whose gradient is NaN from the call on that is told."""
+
+    @staticmethod
+    def forward(ctx, x, poison):
+        ctx.poison = poison
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * (math.nan if ctx.poison else 1.0), None
+
+
+def test_weights_that_are_not_finite_are_not_kept(tmp_path):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.calls = perceptron(), 0
+
+        def forward(self, x, t):
+            self.calls += self.training
+            return Poisoned.apply(self.inner(x, t), self.calls == 4)
+
+    path, net = tmp_path / "run.pt", Net()
+    with pytest.raises(RuntimeError, match=r"step 4: expected a finite loss, got .*, and weights that are not"):
+        train.fit(fpfast.Score(net, fpfast.VP(), "noise"), draw("moons", 8), Recipe(steps=9, batch_size=4), every=2,
+                  checkpoint_file=path)  # fmt: skip
+    assert torch.load(path, weights_only=True)["step"] == 2
+
+
+def test_records_after_a_resume_with_another_every(tmp_path):
+    recipe, path = Recipe(steps=8, batch_size=4), tmp_path / "run.pt"
+    whole = train.fit(noise_score(), DATA["moons"], recipe, every=1).history
+    with pytest.raises(Stopped):
+        train.fit(noise_score(), stopping(DATA["moons"], 4), recipe, every=3, checkpoint_file=path)
+    rest = train.fit(noise_score(), DATA["moons"], recipe, every=5, checkpoint_file=path, resume=True).history
+    assert [record.step for record in rest] == [3, 5, 8]
+    for record, first in zip(rest, (0, 3, 5), strict=True):
+        assert record.dsm == pytest.approx(sum(one.dsm for one in whole[first : record.step]) / (record.step - first))
+
+
 def test_checkpoints_of_other_runs(tmp_path):
     path, data, recipe = tmp_path / "run.pt", draw("moons", 8), Recipe(steps=2, batch_size=4)
     train.fit(noise_score(), data, recipe, checkpoint_file=path)
@@ -337,8 +402,20 @@ def test_checkpoints_of_other_runs(tmp_path):
     with pytest.raises(ValueError, match=r"learning_rate: expected 0.001, as in the checkpoint .*, got 0.01"):
         train.fit(noise_score(), data, Recipe(steps=2, batch_size=4, learning_rate=0.01), checkpoint_file=path,
                   resume=True)  # fmt: skip
-    with pytest.raises(ValueError, match="data: expected those of the checkpoint"):
-        train.fit(noise_score(), data + 1, recipe, checkpoint_file=path, resume=True)
+    other = data.clone()
+    other[-1] += 1
+    with pytest.raises(ValueError, match=r"data: expected '.*', as in the checkpoint"):
+        train.fit(noise_score(), other, recipe, checkpoint_file=path, resume=True)
+    for name, score in (
+        ("sde", fpfast.Score(perceptron(), fpfast.VP(beta_max=5.0), "noise")),
+        ("predicts", fpfast.Score(perceptron(), fpfast.VP(), "v")),
+        ("checkpoint_file", fpfast.Score(MLP(2, (8,)), fpfast.VP(), "noise")),
+    ):
+        with pytest.raises(ValueError, match=f"{name}: expected"):
+            train.fit(score, data, recipe, checkpoint_file=path, resume=True)
+    torch.save({"format": 1, "run": [1]}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="checkpoint_file: expected a checkpoint of fpfast"):
+        train.fit(noise_score(), data, recipe, checkpoint_file=tmp_path / "other.pt", resume=True)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="checkpoint_file: expected a checkpoint of fpfast"):
         train.fit(noise_score(), data, recipe, checkpoint_file=path, resume=True)
@@ -386,7 +463,7 @@ from fpfast import train, data, processes
 from fpfast.network import MLP
 torch.manual_seed(0)
 score = fpfast.Score(fpfast.fused.compile(MLP(2, (16, 16), potential=True), 2), fpfast.OU(), "potential")
-recipe = train.Recipe(steps=20, batch_size=48, learning_rate=1e-3, regulariser="log_density", box=3.0, clip=1.0)
+recipe = train.Recipe(steps=20, batch_size=49, learning_rate=1e-3, regulariser="log_density", box=3.0, fraction=0.3)
 fit = train.fit(score, data.DATA["blob"], recipe, every=5, validation=data.draw("blob", 64))
 one = processes.join()
 x, total = torch.arange(7.0)[:, None], 7
