@@ -1,6 +1,7 @@
 """Trains and samples score-based diffusion models, and measures what their ODE and SDE do, in fused kernels."""
 
 from fpfast import data, fused, losses, model, noise, train
+from fpfast.certificate import certificate
 from fpfast.divergence import ESTIMATORS, divergence
 from fpfast.gap import gap
 from fpfast.likelihood import bits_per_dimension, dequantise, log_likelihood
@@ -27,6 +28,7 @@ __all__ = [
     "Score",
     "SubVP",
     "bits_per_dimension",
+    "certificate",
     "data",
     "dequantise",
     "divergence",

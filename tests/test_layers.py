@@ -14,7 +14,7 @@ LAYERS = [
     ["cli_train"],
     ["doctor", "plot", "embedded"],
     ["__init__"],
-    ["gap", "likelihood", "train", "model"],
+    ["gap", "likelihood", "certificate", "train", "model"],
     ["metrics", "data", "network", "convnet", "batches", "checkpoint", "processes"],
     ["output"],
     ["sample"],
