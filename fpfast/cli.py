@@ -1,4 +1,4 @@
-"""The command ``fpfast``: train, sample, gap, likelihood, doctor, info."""
+"""The command ``fpfast``: train, sample, gap, likelihood, paper, doctor, info."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 import fpfast
 import fpfast.doctor
-from fpfast import cli_train, model, output, times
+from fpfast import cli_paper, cli_train, model, output, times
 from fpfast import sde as sdes
 from fpfast.backends import BACKENDS
 from fpfast.data import DATA, draw, load
@@ -309,6 +309,7 @@ def parser() -> argparse.ArgumentParser:
     _common(one)
 
     cli_train.add(commands)
+    cli_paper.add(commands)
 
     one = commands.add_parser("sample", help="samples of a network")
     one.set_defaults(run=run_sample)

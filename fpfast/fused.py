@@ -78,6 +78,10 @@ class Fused:
     def __reduce__(self) -> tuple[type[Fused], tuple[nn.Module, int, str | None, str]]:
         return Fused, (self.net, self.dimension, self.level, self.products)  # a copy reads its own module's parameters
 
+    def of(self, net: nn.Module) -> Fused:
+        """Another module, recognised as this one was."""
+        return Fused(net, self.dimension, self.level, self.products)
+
     @property
     def here(self) -> nn.Module:
         """The module, or its copy on the CPU."""

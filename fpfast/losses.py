@@ -107,7 +107,8 @@ def dsm(
     if not bool((std > 0).all()):
         raise bad("t", "times where std(t) > 0: at others the target is infinite", float(times.min()))
     scale = per_sample(weight(sde, times).sqrt() / std, x)
-    s = score(x, times)
+    s = fused_residual.gradient(score, x, times)
+    s = score(x, times) if s is None else s
     loss = (scale * (per_sample(std, x) * s + z)).square().flatten(1).sum(1).mean()
     return (loss, x, times, s) if return_points else loss
 

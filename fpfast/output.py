@@ -51,6 +51,13 @@ def as_json(value: Any) -> Writer:
     return writer
 
 
+def as_text(text: str) -> Writer:
+    def writer(file: IO[bytes]) -> None:
+        file.write(text.encode())
+
+    return writer
+
+
 def as_csv(rows: list[list[Any]]) -> Writer:
     def writer(file: IO[bytes]) -> None:
         text = io.StringIO(newline="")

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def _figure(rows: int, columns: int, width: float, height: float) -> Figure:
+def canvas(rows: int, columns: int, width: float, height: float) -> Figure:
+    """A figure of rows x columns axes, each of a width and height in inches."""
     from matplotlib.figure import Figure  # no pyplot: no global state, no display
 
     figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
@@ -29,7 +30,7 @@ def _bar(e: Estimate) -> str:
 
 def gaps(results: Mapping[str, Gap]) -> Figure:
     """A row for each result: densities of truth, SDE and ODE samples on one scale, and ODE minus SDE."""
-    figure = _figure(len(results), 4, 3.1, 3.3)
+    figure = canvas(len(results), 4, 3.1, 3.3)
     for row, (name, gap) in enumerate(results.items()):
         axes = figure.axes[4 * row : 4 * row + 4]
         edge = gap.histograms["truth"].edge
@@ -61,13 +62,13 @@ def samples(x: Tensor) -> Figure:
     """
     x = x.detach().cpu()
     if x.ndim == 2 and x.shape[1] == 2:
-        figure = _figure(1, 1, 4.5, 4.5)
+        figure = canvas(1, 1, 4.5, 4.5)
         figure.axes[0].hist2d(x[:, 0].numpy(), x[:, 1].numpy(), bins=100, cmap="magma")
         figure.axes[0].set_aspect("equal")
         return figure
     if x.ndim != 4 or x.shape[1] != 1:
         raise bad("x", "samples of shape (n, 2) or images of shape (n, 1, h, w)", tuple(x.shape))
-    figure = _figure(8, 8, 0.8, 0.8)
+    figure = canvas(8, 8, 0.8, 0.8)
     for axis in figure.axes:
         axis.axis("off")
     for axis, image in zip(figure.axes, x[:64, 0], strict=False):

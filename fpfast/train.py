@@ -26,6 +26,7 @@ from fpfast import checkpoint, losses
 from fpfast.batches import TIME_LAWS, Batches, Draw, checked, network_seed, seeds
 from fpfast.divergence import ESTIMATORS
 from fpfast.errors import bad, integer, key, real
+from fpfast.fused import Fused
 from fpfast.processes import Processes, join
 from fpfast.sample import Bar
 from fpfast.score import Score
@@ -37,6 +38,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda u: 1.0,
     "linear": lambda u: 1 - u,
     "cosine": lambda u: (1 + math.cos(math.pi * u)) / 2,
+    "staircase": lambda u: 1.0 if u < 0.25 else 0.1 if u < 0.9 else 0.01,  # of Deveney et al. (arXiv 2311.15996)
 }
 
 
@@ -51,8 +53,8 @@ class Recipe:
     weighting: lambda(t) of the denoising loss (``fpfast.losses.WEIGHTINGS``); time_law: a key of ``TIME_LAWS``.
     regulariser: a key of ``REGULARISERS`` or None, multiplied by ``weight``, weighted by ``residual_weighting`` in time
     (but "fp_diffusion", which has a weighting of its own); box: its points are uniform in [-box, box]^d, 0: they are
-    the perturbed data; fraction: of a batch's points that are used, the first ones; estimator, unbiased: as
-    :func:`fpfast.losses.fp_regulariser` has them.
+    the perturbed data; box_time_law: of their times, None: ``time_law``; fraction: of a batch's points that are used,
+    the first ones; estimator, unbiased: as :func:`fpfast.losses.fp_regulariser` has them.
 
     Raises ValueError for what is out of range.
     """
@@ -74,6 +76,7 @@ class Recipe:
     weight: float = 1.0
     residual_weighting: str = "noise"
     box: float = 0.0
+    box_time_law: str | None = None
     estimator: str = "auto"
     unbiased: bool = True
     fraction: float = 1.0
@@ -100,6 +103,10 @@ class Recipe:
         tables |= {"estimator": ("auto", *ESTIMATORS)}
         if self.regulariser is not None:
             tables["regulariser"] = REGULARISERS
+        if self.box_time_law is not None:
+            tables["box_time_law"] = TIME_LAWS
+            if not self.box:
+                raise bad("box", "a positive number beside box_time_law", self.box)
         for name, table in tables.items():
             key(name, getattr(self, name), table)
         if self.regulariser == "fp_diffusion":
@@ -166,7 +173,10 @@ class Record(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """What a run ends with: the score with averaged weights (the last ones where ``ema`` is 0), and its records."""
+    """What a run ends with: the score with averaged weights (the last ones where ``ema`` is 0), and its records.
+
+    Its network is compiled if that of the score which was trained is.
+    """
 
     score: Score
     history: list[Record]
@@ -189,7 +199,8 @@ def terms(score: Score, recipe: Recipe, x0: Tensor, step: int, first: int = 0) -
     own = seeds(recipe.seed, "points", place, count)
     if recipe.box:
         x = losses.box((count, *x0.shape[1:]), recipe.box, seed=own).to(x0)
-        at = At(x, TIME_LAWS[recipe.time_law](score.sde, own).to(x0.device), None, own)
+        law = TIME_LAWS[recipe.box_time_law or recipe.time_law]
+        at = At(x, law(score.sde, own).to(x0.device), None, own)
     else:
         at = At(x[:count], t[:count], s[:count], own)
     return dsm, REGULARISERS[recipe.regulariser](score, recipe, at) * (count / points)
@@ -268,10 +279,11 @@ class _Run:
         self.processes: Processes = join(parameters[0].device)
         self.processes.agree([*module.parameters(), *module.buffers()])
         self.optimiser = OPTIMISERS[recipe.optimiser](
-            parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+            parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
         )
         self.ema = AveragedModel(module, multi_avg_fn=recipe.average)
-        self.averaged = Score(self.ema.module, score.sde, score.predicts, score.guidance)
+        averaged = score.net.of(self.ema.module) if isinstance(score.net, Fused) else self.ema.module
+        self.averaged = Score(averaged, score.sde, score.predicts, score.guidance)
         self.step, self.history = 0, list[Record]()
 
     @property
@@ -312,7 +324,7 @@ class _Run:
     def advance(self) -> Tensor:
         """One step. Returns what this process's share adds to (denoising loss, regulariser), float64."""
         recipe, sums = self.recipe, torch.zeros(2, dtype=torch.float64, device=self.processes.device)
-        torch.manual_seed(network_seed(recipe.seed, self.step))
+        _reseed(network_seed(recipe.seed, self.step), self.processes.device)
         self.optimiser.zero_grad(set_to_none=True)
         share = self.processes.share(recipe.batch_size)
         together = recipe.micro_batch or len(share)
@@ -370,6 +382,13 @@ class _Run:
             total += loss.double() * (len(x) / len(x0))
         self.processes.add([total])
         return float(total)
+
+
+def _reseed(seed: int, device: torch.device) -> None:
+    """torch.manual_seed for what is used here; that itself takes 1 ms, much of a small network's step."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 @contextmanager

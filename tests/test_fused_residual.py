@@ -204,6 +204,59 @@ def test_structures(case, learned, served):
     assert served.count >= 4
 
 
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_scores_of_potentials_that_are_trained(spec, dtype):
+    """grad phi and a loss's gradients by all parameters: what denoising score matching asks for."""
+    torch.manual_seed(2)
+    bound = 1e-12 if dtype == torch.float64 else 1e-5
+    nets = [MLP(3, [24, 17, 33], activation=spec, potential=True), MLP(1, [8], activation=spec, potential=True)]
+    for net in (*nets, Everything(3, 19, 1), Everything(3, 19, 1, learned=False)):
+        d = getattr(net, "dimension", 3)
+        ours, reference = pair(net, d, fpfast.VP(), "potential", dtype)
+        x, t = points(fpfast.VP(), d, 45)
+        towards = torch.randn(45, d, dtype=torch.float64)
+        s, want = fused_residual.gradient(ours, x.to(dtype), t.to(dtype)), reference(x.double(), t.double())
+        assert error([s], [want]) < bound
+        gradients = []
+        for score, value in ((ours, s), (reference, want)):
+            parameters = [p for p in module_of(score).parameters() if p.requires_grad]
+            found = torch.autograd.grad((value - towards.to(value)).square().sum(), parameters, allow_unused=True)
+            gradients.append([torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)])
+        assert error(*gradients) < bound
+
+
+def test_denoising_of_a_potential_is_one_call_each_way(served):
+    torch.manual_seed(0)
+    ours, reference = pair(MLP(2, [16, 16], potential=True), 2, fpfast.OU(), "potential")
+    x0 = torch.randn(50, 2)
+    loss = losses.dsm(ours, x0, seed=1, weighting="noise")
+    assert served.count == 1
+    loss.backward()
+    assert served.count == 2
+    want = losses.dsm(reference, x0.double(), seed=1, weighting="noise")
+    want.backward()
+    torch.testing.assert_close(loss.double(), want, rtol=1e-5, atol=0)
+    ours_by_name, wanted = (dict(module_of(score).named_parameters()) for score in (ours, reference))
+    names = [name for name, p in wanted.items() if p.grad is not None]
+    assert error([ours_by_name[name].grad for name in names], [wanted[name].grad for name in names]) < 1e-5
+    with torch.no_grad():  # by the engine's evaluation, without a graph
+        assert float(losses.dsm(ours, x0, seed=1, weighting="noise")) == pytest.approx(float(loss), rel=1e-5)
+    assert served.count == 2
+
+
+def test_what_the_engine_does_not_differentiate():
+    """A score of no potential, points that ask for gradients, guidance: autograd's."""
+    x, t = points(fpfast.OU(), 2)
+    potential = fpfast.Score(fused.compile(MLP(2, [8], potential=True), 2), fpfast.OU(), "potential")
+    assert fused_residual.gradient(potential, x, t) is not None
+    assert fused_residual.gradient(potential, x.clone().requires_grad_(), t) is None
+    assert fused_residual.gradient(fpfast.Score(MLP(2, [8], potential=True), fpfast.OU(), "potential"), x, t) is None
+    assert fused_residual.gradient(fpfast.Score(fused.compile(MLP(2, [8]), 2), fpfast.OU(), "noise"), x, t) is None
+    with torch.no_grad():
+        assert fused_residual.gradient(potential, x, t) is None
+
+
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_only_time_is_learned(case):
     """No matrix has a gradient, features of time have."""

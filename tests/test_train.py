@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import fpfast
-from fpfast import batches, losses, model, train
+from fpfast import batches, fused, losses, model, train
 from fpfast.convnet import ConvNet
 from fpfast.data import DATA, digit_images, draw
 from fpfast.network import MLP
@@ -243,6 +243,13 @@ def test_averages():
     assert torch.equal(weights(fit.score), weights(plain))
 
 
+def test_what_comes_out_is_compiled_if_what_went_in_is():
+    for net, kind in ((MLP(2, (8,)), MLP), (fused.compile(MLP(2, (8,)), 2), fused.Fused)):
+        fit = train.fit(fpfast.Score(net, fpfast.VP(), "noise"), DATA["moons"], Recipe(steps=2, batch_size=4))
+        assert type(fit.score.net) is kind
+        assert fit.score.module is not fpfast.Score(net, fpfast.VP(), "noise").module
+
+
 def test_rates():
     recipe = Recipe(steps=100, learning_rate=0.5, warmup=10, schedule="linear")
     assert recipe.rate(0) == pytest.approx(0.05)
@@ -250,7 +257,7 @@ def test_rates():
     assert recipe.rate(55) == pytest.approx(0.25)
     for name, schedule in SCHEDULES.items():
         assert schedule(0) == 1
-        assert schedule(1) == pytest.approx(1 if name == "constant" else 0)
+        assert schedule(1) == pytest.approx({"constant": 1, "staircase": 0.01}.get(name, 0))
 
 
 def test_torchs_generator_is_left_alone():
