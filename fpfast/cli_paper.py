@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from types import ModuleType
 from typing import Any
 
 from fpfast.errors import integer
 from fpfast.papers import ode_sde_gap
 
-# Each has TITLE, add(parser) for options of its own, and run(args, report).
+# Each has TITLE, add(parser) for options of its own, and run(args).
 PAPERS: dict[str, ModuleType] = {
     "ode-sde-gap": ode_sde_gap,
 }
@@ -29,11 +28,15 @@ def add(commands: Any) -> None:
             help="for tables, pictures and training runs, which are taken up again (default: %(default)s)",
         )
         paper.add_argument("--seeds", type=int, default=3, help="networks of each kind (default: %(default)s)")
-        paper.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side (default: %(default)s)")
+        paper.add_argument("--jobs", type=int, help="runs side by side (default: one a core)")
         module.add(paper)
 
 
 def run(args: argparse.Namespace) -> None:
     integer("--seeds", args.seeds, 1)
+    if args.jobs is None:
+        from joblib import cpu_count  # which knows of limits
+
+        args.jobs = cpu_count()
     integer("--jobs", args.jobs, 1)
     PAPERS[args.paper].run(args)

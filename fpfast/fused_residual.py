@@ -78,7 +78,12 @@ def gradient(score: Score, x: Tensor, t: Tensor) -> Tensor | None:
     """s = grad phi (B, d) at x (B, d) and t (B,), with a graph to the parameters; None where the engine has it not."""
     if score.predicts != "potential" or x.device.type != "cpu" or not torch.is_grad_enabled():
         return None
-    engine = _serve(score, x, GRADIENT, True)
+    try:
+        engine = _serve(score, x, GRADIENT, True)
+    except (
+        ValueError
+    ):  # such as a part that draws, now that it is trained: the module itself serves, or says what is wrong
+        return None
     return None if engine is None else engine.values(x, t, None)
 
 
@@ -88,7 +93,7 @@ def _serve(score: Score, x: Tensor, found: Form, graph: bool) -> FusedResidual |
         return None
     if x.ndim != 2 or x.shape[1] != net.dimension:
         raise bad("x", f"shape (B, {net.dimension})", tuple(x.shape))
-    if (graph and x.requires_grad) or (not found.probes and net.dimension > LARGEST):
+    if (graph and x.requires_grad) or (found in FUSED.values() and not found.probes and net.dimension > LARGEST):
         return None
     net.refresh()
     if any(p._backward_hooks for p in net.parameters):

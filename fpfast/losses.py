@@ -93,6 +93,9 @@ def dsm(
         seed: of times and noise; give each step its own, or None for torch's default generator.
         return_points: return (loss, x_t, t, s(x_t, t)): the arguments of :func:`fp_regulariser` at the same points.
 
+    The score of a compiled potential on the CPU comes from the fused engine, and then has no second derivatives: for
+    those take the module as it was before ``fpfast.fused.compile``.
+
     Raises ValueError for unknown names and times that do not fit.
     """
     weight = WEIGHTINGS[key("weighting", weighting, WEIGHTINGS)]

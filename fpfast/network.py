@@ -56,6 +56,9 @@ class MLP(nn.Module):
         for name, fan_in, fan_out in zip(names, widths[:-1], widths[1:], strict=True):
             self.add_module(name, nn.Linear(fan_in, fan_out))
 
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
     def forward(self, x: Tensor, t: Tensor) -> Tensor:  # x: [B, d], t: [B] -> [B, d] or [B, 1]
         t = t.reshape(-1, 1)
         h = torch.cat((t, x) if self.time_first else (x, t), dim=1)

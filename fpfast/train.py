@@ -222,7 +222,7 @@ def fit(
 
     Args:
         score: its network is an ``nn.Module`` (or one that ``fpfast.fused.compile`` has recognised: exact residuals
-            then come from the fused engine).
+            then come from the fused engine, and on the CPU a potential's score too).
         data: a tensor (N, ...), taken in shuffled epochs, or a function (n, generator) -> n samples. They become
             float32, or float64 for a network of that.
         recipe: see :class:`Recipe`.
@@ -294,6 +294,7 @@ class _Run:
     def identity(self) -> dict[str, Any]:
         """What a run that goes on must have in common with the one before."""
         score = {"sde": repr(self.score.sde), "predicts": self.score.predicts, "guidance": self.score.guidance}
+        score |= {"network": repr(self.module)}
         return {**asdict(self.recipe), **score, "data": self.batches.mark}
 
     def begin(self, path: str | Path | None, resume: bool) -> None:
@@ -350,8 +351,8 @@ class _Run:
         self.processes.add([means])
         self.processes.agree([*self.module.buffers(), *self.ema.buffers()])  # such as means of the data in layers
         dsm, residual = means.tolist()
-        held_out = None if self.validation is None else self.validate(self.validation)
         broken = [name for name, p in self.module.named_parameters() if not bool(p.isfinite().all())]
+        held_out = None if self.validation is None or broken else self.validate(self.validation)
         for name, value in (("loss", dsm + self.recipe.weight * residual), ("validation loss", held_out or 0.0)):
             if broken or not math.isfinite(value):
                 got = f"{value}, and weights that are not: {broken[:3]}" if broken else value
@@ -385,10 +386,11 @@ class _Run:
 
 
 def _reseed(seed: int, device: torch.device) -> None:
-    """torch.manual_seed for what is used here; that itself takes 1 ms, much of a small network's step."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+    """torch.manual_seed, which takes 1 ms, much of a small network's step, where not only the CPU's is to be seeded."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 @contextmanager

@@ -246,15 +246,50 @@ def test_denoising_of_a_potential_is_one_call_each_way(served):
 
 
 def test_what_the_engine_does_not_differentiate():
-    """A score of no potential, points that ask for gradients, guidance: autograd's."""
+    """A score of no potential, points that ask for gradients, guidance, parts that draw: autograd's."""
     x, t = points(fpfast.OU(), 2)
-    potential = fpfast.Score(fused.compile(MLP(2, [8], potential=True), 2), fpfast.OU(), "potential")
-    assert fused_residual.gradient(potential, x, t) is not None
-    assert fused_residual.gradient(potential, x.clone().requires_grad_(), t) is None
-    assert fused_residual.gradient(fpfast.Score(MLP(2, [8], potential=True), fpfast.OU(), "potential"), x, t) is None
-    assert fused_residual.gradient(fpfast.Score(fused.compile(MLP(2, [8]), 2), fpfast.OU(), "noise"), x, t) is None
+
+    def potential(net, **options):
+        return fpfast.Score(net, fpfast.OU(), "potential", **options)
+
+    def compiled(**options):
+        return fused.compile(MLP(2, [8], potential=True, **options), 2)
+
+    served = potential(compiled())
+    assert fused_residual.gradient(served, x, t) is not None
+    wide = torch.randn(5, 70)  # more dimensions than exact residuals have
+    assert fused_residual.gradient(potential(fused.compile(MLP(70, [8], potential=True), 70)), wide, t[:5]) is not None
+    dropping = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 1))
+    active = fused.compile(Joined(dropping).eval(), 2)
+    active.net.train()
+    hooked = compiled()
+    next(hooked.net.children()).register_forward_hook(lambda *_: None)
+    broken = compiled()
+    next(broken.net.parameters()).data.fill_(float("nan"))
+    assert fused_residual.gradient(served, x.clone().requires_grad_(), t) is None
+    for score in (
+        potential(MLP(2, [8], potential=True)),
+        potential(compiled(), guidance=2.0),
+        potential(active),
+        potential(hooked.net),
+        potential(hooked),
+        potential(broken),
+        fpfast.Score(fused.compile(MLP(2, [8]), 2), fpfast.OU(), "noise"),
+    ):
+        assert fused_residual.gradient(score, x, t) is None
+    assert losses.dsm(potential(active), x).isfinite()
+    assert losses.dsm(potential(broken), x).isnan()
     with torch.no_grad():
-        assert fused_residual.gradient(potential, x, t) is None
+        assert fused_residual.gradient(served, x, t) is None
+
+
+class Joined(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x, t):
+        return self.net(torch.cat((x, t[:, None]), 1))
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)

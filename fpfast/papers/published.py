@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,8 +49,15 @@ def names(folder: Path) -> list[str]:
 
 def published(folder: Path, name: str) -> dict[str, Histogram]:
     """Their histograms, ode, sde and truth."""
-    with numpy.load(folder / f"{name}_hist.npz", allow_pickle=False) as file:
-        weights = {part: file[part].reshape(64, 64).astype(float) for part in ("ode", "sde", "truth")}
+    path = folder / f"{name}_hist.npz"
+    try:
+        with numpy.load(path, allow_pickle=False) as file:
+            weights = {part: file[part].reshape(64, 64).astype(float) for part in ("ode", "sde", "truth")}
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise bad("--published", "arrays ode, sde and truth of 4096 weights", f"{str(path)!r}: {error}") from error
+    for part, weight in weights.items():
+        if not (weight >= 0).all() or abs(weight.sum() - 1) > 1e-3:
+            raise bad("--published", "weights that sum to 1", f"{weight.sum()} in {part!r} of {str(path)!r}")
     return {part: Histogram(weight, 3.5, THEIRS) for part, weight in weights.items()}
 
 

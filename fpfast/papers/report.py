@@ -36,18 +36,19 @@ def cell(e: Estimate, digits: int = 3) -> str:
 
 
 def plain(e: Estimate) -> dict[str, float | None]:
-    """For JSON, which has no NaN."""
-    return {"value": e.value, "error": e.error if math.isfinite(e.error) else None}
+    """For JSON, which has neither NaN nor infinity."""
+    value, error = (number if math.isfinite(number) else None for number in e)
+    return {"value": value, "error": error}
 
 
 class Report:
-    """Tables, sentences and pictures of one run, written to ``folder`` as report.md, report.json and PNG files.
+    """Tables, sentences and pictures of one run, written to ``folder`` as NAME.md, NAME.json and PNG files.
 
     Raises ValueError where the folder cannot be made.
     """
 
-    def __init__(self, folder: str | Path, title: str, settings: dict[str, Any]) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, title: str, settings: dict[str, Any], name: str = "report") -> None:
+        self.folder, self.name = Path(folder), name
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -75,6 +76,7 @@ class Report:
         print(f"wrote {path}")
 
     def close(self) -> None:
-        output.write(self.folder / "report.md", output.as_text("\n".join(self.lines)))
-        output.write(self.folder / "report.json", output.as_json(self.numbers))
-        print(f"wrote {self.folder / 'report.md'} and {self.folder / 'report.json'}")
+        text, numbers = (self.folder / f"{self.name}.{suffix}" for suffix in ("md", "json"))
+        output.write(text, output.as_text("\n".join(self.lines)))
+        output.write(numbers, output.as_json(self.numbers))
+        print(f"wrote {text} and {numbers}")

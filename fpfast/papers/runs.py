@@ -20,8 +20,12 @@ T = TypeVar("T")
 
 
 def _alone(function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    return function(*arguments)
+    try:
+        return function(*arguments)
+    finally:
+        torch.set_num_threads(before)
 
 
 def side_by_side(
