@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -114,7 +115,8 @@ def test_verdicts():
 
 
 def test_a_network_that_fails_is_named(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(ode_sde_gap, "SHORT", TINY)  # over T = 10 so little training leaves e^10 times the prior
+    long = replace(TINY, times="10:0:20", path_times="10:0:10")  # so little training leaves e^10 times the prior
+    monkeypatch.setattr(ode_sde_gap, "SHORT", long)
     assert command("--seeds", 1, "--jobs", 1, "--out", tmp_path) == 2
     assert "fpfast: blob_w0_seed0: x: expected samples inside [-3.5, 3.5]^2, got none" in capsys.readouterr().err
 

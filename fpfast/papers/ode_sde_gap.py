@@ -17,7 +17,7 @@ from fpfast.errors import bad
 from fpfast.metrics import Estimate, histogram, total_variation_floor, w2_grid
 from fpfast.papers import gap_pictures, identity, published
 from fpfast.papers.gap_networks import EDGE, FULL, SHORT, Budget, Case, Found, examine
-from fpfast.papers.report import Report, cell, over_seeds, plain
+from fpfast.papers.report import Report, cell, over_seeds
 from fpfast.papers.runs import side_by_side
 
 TITLE = "closing the ODE-SDE gap by a Fokker-Planck term (Deveney et al., arXiv 2311.15996); 20 minutes on 2 cores"
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> None:
 
 def networks(one: Found) -> dict[str, Any]:
     """What report.json keeps of each."""
-    distances = {pair: {metric: plain(e) for metric, e in one.gap.table[pair].items()} for pair in (*PAIRS, "floor")}
+    distances = {pair: one.gap.table[pair] for pair in (*PAIRS, "floor")}
     return {**one.case._asdict(), **distances, "residual": one.residual, "denoising loss": one.dsm}
 
 
@@ -137,7 +137,7 @@ def distances(report: Report, name: str, found: list[Found], budget: Budget) -> 
         row = [part for pair, number in zip(PAIRS, theirs, strict=False) for part in (cell(means[pair]), number)]
         rows.append([f"{w:g}", *row, cell(variation), theirs[3], cell(residual), cell(dsm, 4)])
         kept = {**means, "total variation": variation, "residual": residual, "denoising loss": dsm}
-        numbers.append({"w": w, **{key: plain(number) for key, number in kept.items()}})
+        numbers.append({"w": w, **kept})
     floor = over_seeds([value(one, "floor") for one in of_weight(found, 0.0)])
     fresh = [histogram(data.draw(name, budget.samples, seed=2000 + k)) for k in range(2)]
     chance, least = w2_grid(*fresh), total_variation_floor(fresh[0], budget.samples, budget.samples)
@@ -198,7 +198,7 @@ def bounds(report: Report, name: str, found: list[Found]) -> None:
         }
         largest = {part: max(getattr(one.bound, part) for one in ours) for part in ("growth", "bound")}
         rows.append([f"{w:g}", *(cell(number) for number in parts.values()), *(f"{x:.0e}" for x in largest.values())])
-        numbers.append({"w": w, **{key: plain(number) for key, number in parts.items()}, **largest})
+        numbers.append({"w": w, **parts, **largest})
     report.table(
         f"{name}: the bound; Z over [-{EDGE:g}, {EDGE:g}]^2; the last two columns: the largest over seeds",
         rows,

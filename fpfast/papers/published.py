@@ -20,7 +20,7 @@ from fpfast.errors import bad
 from fpfast.metrics import Estimate, Histogram, histogram, total_variation, total_variation_floor, w2_grid
 from fpfast.network import load_mlp
 from fpfast.papers.gap_networks import TIMES
-from fpfast.papers.report import Report, cell, plain
+from fpfast.papers.report import Report, cell
 from fpfast.sample import sample
 from fpfast.score import Score
 from fpfast.sde import OU
@@ -110,7 +110,7 @@ def run(folder: Path, report: Report, n: int) -> None:
             distance, floor = w2_grid(ours, theirs[process]), w2_floor(theirs[process], n)
             same.append([name, process.upper(), *(cell(e) for e in (variation, chance, distance, floor))])
             kept = {"total variation": variation, "noise": chance, "W2^2": distance, "W2^2 of noise": floor}
-            numbers.append({"network": name, "process": process, **{key: plain(e) for key, e in kept.items()}})
+            numbers.append({"network": name, "process": process, **kept})
         mixed, row = {**found.ours, "truth": theirs["truth"]}, [name]
         for a, b in PAIRS.values():
             row += [cell(w2_grid(mixed[a], mixed[b])), cell(w2_grid(theirs[a], theirs[b]))]

@@ -35,10 +35,15 @@ def cell(e: Estimate, digits: int = 3) -> str:
     return f"{e.value:.{places}f}" + (f" ± {e.error:.{places}f}" if math.isfinite(e.error) else "")
 
 
-def plain(e: Estimate) -> dict[str, float | None]:
-    """For JSON, which has neither NaN nor infinity."""
-    value, error = (number if math.isfinite(number) else None for number in e)
-    return {"value": value, "error": error}
+def plain(value: Any) -> Any:
+    """For JSON, which has neither NaN nor infinity: None in their place, and estimates by their fields' names."""
+    if isinstance(value, Estimate):
+        return plain(value._asdict())
+    if isinstance(value, dict):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Report:
@@ -78,5 +83,5 @@ class Report:
     def close(self) -> None:
         text, numbers = (self.folder / f"{self.name}.{suffix}" for suffix in ("md", "json"))
         output.write(text, output.as_text("\n".join(self.lines)))
-        output.write(numbers, output.as_json(self.numbers))
+        output.write(numbers, output.as_json(plain(self.numbers)))
         print(f"wrote {text} and {numbers}")
