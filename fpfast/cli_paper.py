@@ -7,12 +7,13 @@ from types import ModuleType
 from typing import Any
 
 from fpfast.errors import integer
-from fpfast.papers import fp_diffusion, ode_sde_gap
+from fpfast.papers import fp_diffusion, noise, ode_sde_gap
 
 # Each has TITLE, add(parser) for options of its own, and run(args).
 PAPERS: dict[str, ModuleType] = {
     "ode-sde-gap": ode_sde_gap,
     "fp-diffusion": fp_diffusion,
+    "noise": noise,
 }
 
 
