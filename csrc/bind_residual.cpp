@@ -71,7 +71,7 @@ Residual make_residual(const py::dict& arguments) {
   const auto pointer = [&](const char* name) { return reinterpret_cast<void*>(arguments[name].cast<uintptr_t>()); };
   Residual run{};
   const int64_t form = number("form");
-  require(form >= 0 && form <= int64_t(Form::gradient), "form: expected 0 to 4");
+  require(form >= 0 && form <= int64_t(Form::score), "form: expected 0 to 3");
   run.float64 = number("float64") != 0, run.form = Form(form);
   run.program = static_cast<const JetInstruction*>(pointer("program_here")), run.instructions = number("instructions");
   run.weights = pointer("weights");
@@ -91,7 +91,7 @@ Residual make_residual(const py::dict& arguments) {
   run.feature_adjoints = pointer("feature_adjoints"), run.rate_adjoints = pointer("rate_adjoints");
 
   const int64_t limit = int64_t(1) << 24;
-  require(run.samples >= 0 && run.dimension >= 1 && run.dimension <= limit && run.directions >= 0 &&
+  require(run.samples >= 0 && run.dimension >= 1 && run.dimension <= limit && run.directions >= 1 &&
               run.directions <= limit && run.feature_count >= 0 && run.feature_count <= limit,
           "samples, dimension, directions, features: out of range");
   for (const int64_t rows : {run.jets, run.adjoints, run.slopes, run.gradient_count})
@@ -99,8 +99,7 @@ Residual make_residual(const py::dict& arguments) {
   require(run.samples == 0 || (run.x && run.coef && run.weights &&
                                (run.feature_count == 0 || (run.feature_values && run.feature_rates))),
           "a pointer is null");
-  const int64_t units = run.form == Form::gradient ? 0 : run.dimension;
-  require(run.probes ? run.directions >= 1 : run.directions == units, "directions: expected d, or probes");
+  require(run.probes || run.directions == run.dimension, "directions: expected d, or probes");
   require(!run.gradient || run.upstream || run.loss, "gradient: expected upstream or a loss");
   require(run.gradient || !run.feature_adjoints, "feature_adjoints: expected a gradient too");
   require(!run.feature_adjoints == !run.rate_adjoints && (!run.feature_adjoints || run.features_adjoint != nothing),
@@ -122,7 +121,6 @@ void cuda_residual(const py::dict& arguments, uintptr_t cuda_stream) {
   const auto pointer = [&](const char* name) { return reinterpret_cast<void*>(arguments[name].cast<uintptr_t>()); };
   Residual run = make_residual(arguments);
   require(!run.float64, "weights: expected float32");
-  require(run.form != Form::gradient, "form: expected 0 to 3");
   cuda::Scratch scratch{};
   scratch.blocks = number("blocks"), scratch.sum_count = number("sum_count");
   scratch.values = static_cast<float4*>(pointer("values"));

@@ -142,7 +142,6 @@ enum class Form : int {
   log_density_probes = 1,  // a potential's R, along probes
   potential = 2,           // the residual of a potential's score, along all d units
   score = 3,               // the residual of a score
-  gradient = 4,            // no residual: the score of a potential; on the CPU
 };
 
 struct Residual {

@@ -9,7 +9,6 @@ log_density     R of a potential phi along all d units, the gradient and the Lap
 probes          R with the Laplacian as the mean of D^2 phi[v, v], the gradient from a pass backwards
 potential       eps = grad R by a pass backwards; a loss's gradient is that of the derivative of R along dloss/deps
 score           eps = d_t s - grad U, U = g^2/2 (sum v.J v + |s|^2) - a x.s; its gradient in the same way
-gradient        s = grad phi by a pass backwards; a loss's gradient is that of its derivative along dloss/ds (CPU)
 """
 
 from __future__ import annotations
@@ -45,16 +44,9 @@ class Form:
     vector: bool  # the residual is one of the score's, shape of x
     probes: bool
 
-    def directions(self, dimension: int, probes: int | None) -> int:
-        """Along which a jet has derivatives beside the rate."""
-        return 0 if self is GRADIENT else dimension if probes is None else probes
-
     def columns(self, directions: int) -> int:
         """Of a jet, for a gradient too."""
-        return (directions + 2, directions + 2, 2 * directions + 4, 2 * directions + 3, 2)[self.number]
-
-
-GRADIENT = Form(4, vector=True, probes=False)  # no residual, but the score of a potential
+        return (directions + 2, directions + 2, 2 * directions + 4, 2 * directions + 3)[self.number]
 
 
 # (form, of a potential, estimator) -> what the kernel has for it
@@ -70,30 +62,13 @@ FUSED: dict[tuple[str, bool, str], Form] = {
 
 def serve(score: Score, x: Tensor, form: str, estimator: str, graph: bool = False) -> FusedResidual | None:
     """The engine's residual, where there is one for the score and x. ``graph``: x may ask for gradients."""
-    found = FUSED.get((form, score.predicts == "potential", estimator))
-    return None if found is None else _serve(score, x, found, graph)
-
-
-def gradient(score: Score, x: Tensor, t: Tensor) -> Tensor | None:
-    """s = grad phi (B, d) at x (B, d) and t (B,), with a graph to the parameters; None where the engine has it not."""
-    if score.predicts != "potential" or x.device.type != "cpu" or not torch.is_grad_enabled():
-        return None
-    try:
-        engine = _serve(score, x, GRADIENT, True)
-    except (
-        ValueError
-    ):  # such as a part that draws, now that it is trained: the module itself serves, or says what is wrong
-        return None
-    return None if engine is None else engine.values(x, t, None)
-
-
-def _serve(score: Score, x: Tensor, found: Form, graph: bool) -> FusedResidual | None:
     net = score.net
-    if not isinstance(net, Fused) or score.guidance is not None or (kernels := net.kernels(x)) is None:
+    found = FUSED.get((form, score.predicts == "potential", estimator))
+    if found is None or not isinstance(net, Fused) or score.guidance is not None or (kernels := net.kernels(x)) is None:
         return None
     if x.ndim != 2 or x.shape[1] != net.dimension:
         raise bad("x", f"shape (B, {net.dimension})", tuple(x.shape))
-    if (graph and x.requires_grad) or (found in FUSED.values() and not found.probes and net.dimension > LARGEST):
+    if (graph and x.requires_grad) or (not found.probes and net.dimension > LARGEST):
         return None
     net.refresh()
     if any(p._backward_hooks for p in net.parameters):
@@ -200,9 +175,7 @@ class FusedResidual:
         wanted = gradient_of_loss or upstream is not None
         gradient = x.new_zeros(self.jets.gradient_count + 1, dtype=torch.float64) if wanted else None  # never empty
         of_features: list[Tensor | None] = [None] * len(self.parameters)
-        size = self._points_together(
-            self.form.directions(self.jets.dimension, None if probes is None else probes.count)
-        )
+        size = self._points_together(self.jets.dimension if probes is None else probes.count)
         for start in range(0, len(x), size):
             part = slice(start, start + size)
             points, times = x[part], self._times(x[part], t[part] if t.ndim else t)
@@ -238,9 +211,7 @@ class FusedResidual:
         adjoints = [x.new_zeros(len(x), jets.feature_count) for _ in features] if learned else None
         values, rates = (f.detach().to(self.device, self.dtype).contiguous() for f in features)
         probes = outside["probes"]
-        directions = self.form.directions(jets.dimension, None if probes is None else len(probes))
-        if self.form is GRADIENT:
-            rates = torch.zeros_like(rates)  # of what the derivative along x knows nothing
+        directions = jets.dimension if probes is None else len(probes)
         self.kernels.residual(
             tensors={
                 **outside,
@@ -267,8 +238,6 @@ class FusedResidual:
         )
         if adjoints is None:
             return [None] * len(self.parameters)
-        if self.form is GRADIENT:
-            adjoints[1].zero_()
         return pull_back(list(features), [a.cpu().double() for a in adjoints], self.here)
 
     def _coefficients(self, t: Tensor) -> Tensor:

@@ -93,9 +93,6 @@ def dsm(
         seed: of times and noise; give each step its own, or None for torch's default generator.
         return_points: return (loss, x_t, t, s(x_t, t)): the arguments of :func:`fp_regulariser` at the same points.
 
-    The score of a compiled potential on the CPU comes from the fused engine, and then has no second derivatives: for
-    those take the module as it was before ``fpfast.fused.compile``.
-
     Raises ValueError for unknown names and times that do not fit.
     """
     weight = WEIGHTINGS[key("weighting", weighting, WEIGHTINGS)]
@@ -110,8 +107,7 @@ def dsm(
     if not bool((std > 0).all()):
         raise bad("t", "times where std(t) > 0: at others the target is infinite", float(times.min()))
     scale = per_sample(weight(sde, times).sqrt() / std, x)
-    s = fused_residual.gradient(score, x, times)
-    s = score(x, times) if s is None else s
+    s = score(x, times)
     loss = (scale * (per_sample(std, x) * s + z)).square().flatten(1).sum(1).mean()
     return (loss, x, times, s) if return_points else loss
 

@@ -222,7 +222,7 @@ def fit(
 
     Args:
         score: its network is an ``nn.Module`` (or one that ``fpfast.fused.compile`` has recognised: exact residuals
-            then come from the fused engine, and on the CPU a potential's score too).
+            then come from the fused engine).
         data: a tensor (N, ...), taken in shuffled epochs, or a function (n, generator) -> n samples. They become
             float32, or float64 for a network of that.
         recipe: see :class:`Recipe`.

@@ -23,6 +23,7 @@ TINY = Budget(
     points=0.5,
     samples=300,
     paths=20,
+    held_out=100,
     times="1:0:20",
     path_times="1:0:10",
     gaussian_steps=50,

@@ -51,7 +51,6 @@ class PointTile {
       case Form::log_density: return log_density();
       case Form::log_density_probes: return log_density_probes();
       case Form::potential: return of_potential();
-      case Form::gradient: return gradient();
       default: return of_score();
     }
   }
@@ -167,8 +166,8 @@ class PointTile {
     return loss;
   }
 
-  // What a loss of eps asks of eps' adjoint, which becomes the direction e of the x jets, in their `column`.
-  double finish_row(int64_t row, V residual, int64_t column) {
+  // What a loss of eps asks of eps' adjoint, which becomes the direction e of the x jets.
+  double finish_row(int64_t row, V residual) {
     V adjoint{};
     if (run_.value) scatter(run_.value, run_.dimension, row, residual);
     double loss = 0;
@@ -176,7 +175,7 @@ class PointTile {
       adjoint = gather(run_.upstream, run_.dimension, row, true);
     else
       loss = of_square(residual, adjoint);
-    if (wanted()) store(x(row, column), adjoint);
+    if (wanted()) store(x(row, space_.columns.along_e()), adjoint);
     return loss;
   }
 
@@ -191,7 +190,7 @@ class PointTile {
     backward<Reach::first_order>(c.first_order(), false);
     double loss = 0;
     for (int64_t r = 0; r < run_.dimension; ++r) {
-      loss += finish_row(r, load(x_adjoint(r, 0)) + coef(A) * load(x_adjoint(r, c.rate())), c.along_e());
+      loss += finish_row(r, load(x_adjoint(r, 0)) + coef(A) * load(x_adjoint(r, c.rate())));
       store(x(r, c.rate_along_e()), coef(A) * load(x(r, c.along_e())));
     }
     if (!wanted()) return loss;
@@ -203,23 +202,6 @@ class PointTile {
     }
     store(seed(0, c.rate_along_e()), broadcast(T(1)));
     backward<Reach::rate_along_e>(c.count, true);
-    return loss;
-  }
-
-  // s = grad phi, and the gradient of e.s by parameters is that of the derivative of phi along e, the rate of x.
-  double gradient() {
-    const Columns& c = space_.columns;
-    forward(0, 1);
-    clear_seeds();
-    store(seed(0, 0), broadcast(T(1)));
-    backward<Reach::value>(1, false);
-    double loss = 0;
-    for (int64_t r = 0; r < run_.dimension; ++r) loss += finish_row(r, load(x_adjoint(r, 0)), c.rate());
-    if (!wanted()) return loss;
-    forward(1, c.count);
-    clear_seeds();
-    store(seed(0, c.rate()), broadcast(T(1)));
-    backward<Reach::first_order>(c.count, true);
     return loss;
   }
 
@@ -241,7 +223,7 @@ class PointTile {
     for (int64_t r = 0; r < d; ++r) {
       const V gradient = load(x_adjoint(r, 0)) + p * by_s(r) - a * s(r);
       const V rate = coef(P_RATE) * load(x(r, 0)) + coef(Q_RATE) * load(y(r, 0)) + q * load(y(r, c.rate()));
-      loss += finish_row(r, rate - gradient, c.along_e());
+      loss += finish_row(r, rate - gradient);
     }
     if (!wanted()) return loss;
     forward(c.first_order(), c.count);

@@ -46,6 +46,7 @@ class Budget:
     points: float
     samples: int  # of the ODE and of the SDE
     paths: int  # of the bound
+    held_out: int = 4096  # data, of the denoising loss and of residuals
     times: str = TIMES
     path_times: str = HALF
     gaussian_steps: int = 2000
@@ -119,7 +120,7 @@ def examine(folder: Path, case: Case, budget: Budget) -> Found:
     torch.manual_seed(case.seed)
     net = MLP(2, (80, 80, 80), potential=True, activation=budget.activation, time_first=True)
     score = Score(fused.compile(net, 2), OU(), "potential")
-    held_out = data.draw(case.data, 4096, seed=1000 + case.seed)
+    held_out = data.draw(case.data, budget.held_out, seed=1000 + case.seed)
     try:
         fit = trained(folder, case.name, score, data.DATA[case.data], recipe(case, budget), held_out)
         return measure(fit.score, case, budget, held_out, fit.history[-1].validation or math.nan)
