@@ -294,7 +294,7 @@ class _Run:
     def identity(self) -> dict[str, Any]:
         """What a run that goes on must have in common with the one before."""
         score = {"sde": repr(self.score.sde), "predicts": self.score.predicts, "guidance": self.score.guidance}
-        score |= {"network": repr(self.module)}
+        score |= {"network": " ".join(repr(self.module).split())}
         return {**asdict(self.recipe), **score, "data": self.batches.mark}
 
     def begin(self, path: str | Path | None, resume: bool) -> None:

@@ -151,6 +151,7 @@ def tiny(monkeypatch):
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_the_command(tiny, tmp_path, capsys):
     """At a tiny budget; a method's run that is repeated takes the trained network up again and finds the same."""
     assert cli.main(["paper", "fp-diffusion", "--out", str(tmp_path), "--seeds", "1", "--jobs", "1"]) == 0

@@ -124,6 +124,7 @@ def test_a_network_that_fails_is_named(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == "fpfast: blob_w0_seed0: x: expected samples inside [-3.5, 3.5]^2, got none\n"
 
 
+@pytest.mark.slow
 def test_published_networks(tmp_path, monkeypatch, capsys):
     """Histograms of one and the same sampler agree to within noise; those of another do not."""
     (tmp_path / "nets").mkdir()

@@ -416,7 +416,8 @@ def test_checkpoints_of_other_runs(tmp_path):
     for name, score in (
         ("sde", fpfast.Score(perceptron(), fpfast.VP(beta_max=5.0), "noise")),
         ("predicts", fpfast.Score(perceptron(), fpfast.VP(), "v")),
-        ("checkpoint_file", fpfast.Score(MLP(2, (8,)), fpfast.VP(), "noise")),
+        ("network", fpfast.Score(MLP(2, (8,)), fpfast.VP(), "noise")),
+        ("network", fpfast.Score(MLP(2, (16, 16), activation="tanh"), fpfast.VP(), "noise")),  # of the same weights
     ):
         with pytest.raises(ValueError, match=f"{name}: expected"):
             train.fit(score, data, recipe, checkpoint_file=path, resume=True)
