@@ -421,6 +421,11 @@ def test_checkpoints_of_other_runs(tmp_path):
     ):
         with pytest.raises(ValueError, match=f"{name}: expected"):
             train.fit(score, data, recipe, checkpoint_file=path, resume=True)
+    content = torch.load(path, weights_only=True)
+    del content["state"]["net"]["output.bias"]
+    torch.save(content, tmp_path / "less.pt")
+    with pytest.raises(ValueError, match="checkpoint_file: expected a checkpoint of this network"):
+        train.fit(noise_score(), data, recipe, checkpoint_file=tmp_path / "less.pt", resume=True)
     torch.save({"format": 1, "run": [1]}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="checkpoint_file: expected a checkpoint of fpfast"):
         train.fit(noise_score(), data, recipe, checkpoint_file=tmp_path / "other.pt", resume=True)

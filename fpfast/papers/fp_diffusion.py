@@ -39,7 +39,7 @@ from fpfast.papers.runs import side_by_side, trained
 from fpfast.score import Score
 from fpfast.sde import VP
 
-TITLE = "FP-Diffusion: a regulariser from the score's Fokker-Planck equation (within 20 minutes on 2 cores)"
+TITLE = "FP-Diffusion: a regulariser from the score's Fokker-Planck equation (about 25 minutes of processor time)"
 
 TIMES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 ROUNDS = 20  # of timed steps

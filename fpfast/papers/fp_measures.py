@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -131,7 +131,7 @@ def step_costs(scores: dict[str, tuple[Score, train.Recipe]], x0: Tensor, rounds
     """Seconds of training steps (both losses, gradients, clipping, Adam): one of each kind in turn, again and again."""
     kinds = {}
     for name, (score, recipe) in scores.items():
-        parameters = list(score.module.parameters())  # type: ignore[attr-defined]
+        parameters = list(cast(nn.Module, score.module).parameters())
         kinds[name] = (score, recipe, parameters, torch.optim.Adam(parameters, lr=recipe.learning_rate))
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
     for number in range(-2, rounds):  # the first ones also allocate

@@ -49,7 +49,7 @@ class Budget:
     held_out: int = 4096  # data, of the denoising loss and of residuals
     times: str = TIMES
     path_times: str = HALF
-    gaussian_steps: int = 1000
+    gaussian_steps: int = 2000
 
 
 SHORT = Budget(

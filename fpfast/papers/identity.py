@@ -67,7 +67,7 @@ def exactly(factor: float, steps: int = STEPS) -> Exact:
     return Exact(gained, u, 0.5 * math.exp(2 * log_ode))
 
 
-def measured(factor: float, *, n: int = 2000, steps: int = 1000, dimension: int = 1) -> Certificate:
+def measured(factor: float, *, n: int = 4000, steps: int = 2000, dimension: int = 1) -> Certificate:
     """The parts of the bound, of paths: ``residual + prior - E_{p_0}[e]`` should be I."""
     score = Score(ScaledGaussian(factor), OU(T=HORIZON), "potential")
     times = torch.linspace(HORIZON, 0, steps + 1, dtype=torch.float64)

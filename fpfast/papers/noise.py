@@ -17,14 +17,14 @@ from fpfast.papers.report import Report
 from fpfast.papers.runs import side_by_side
 from fpfast.papers.score_errors import SDE
 
-TITLE = "noise in the reverse process (Elamvazhuthi et al.): about 20 minutes on 2 cores"
+TITLE = "noise in the reverse process (Elamvazhuthi et al.): about 25 minutes of processor time"
 BUDGET = Budget()
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Tracks three trajectories p_t by reverse processes of five noise levels, with exact, wrong and learned "
-        "scores, and by drifts of width 2. About 20 minutes on 2 cores with 3 seeds; time grows with their number."
+        "scores, and by drifts of width 2. About 25 minutes of processor time with 3 seeds."
     )
 
 

@@ -20,7 +20,7 @@ from fpfast.papers.gap_networks import EDGE, FULL, SHORT, Budget, Case, Found, e
 from fpfast.papers.report import Report, cell, over_seeds
 from fpfast.papers.runs import side_by_side
 
-TITLE = "closing the ODE-SDE gap by a Fokker-Planck term (Deveney et al., arXiv 2311.15996); 25 minutes on 2 cores"
+TITLE = "closing the ODE-SDE gap by a Fokker-Planck term (Deveney et al., arXiv 2311.15996); 45 minutes of a core"
 WEIGHTS = (0.0, 0.1, 1.0, 10.0)
 PAIRS = ("ODE-truth", "SDE-truth", "ODE-SDE")
 
