@@ -384,9 +384,17 @@ def check(plan: Plan) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(plans())
 def test_agrees_or_is_refused(plan):
+    check(plan)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@settings(max_examples=1000, deadline=None, derandomize=True, database=None)
+@given(plans())
+def test_many_agree_or_are_refused(plan):
     check(plan)
 
 

@@ -180,6 +180,7 @@ def inexact(library: Simt) -> str:
     return "as exact as they should be"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="g++, which compiles the CUDA kernels, is not on PATH")
 def test_residuals_under_sanitizers(sanitized_library):
     """AddressSanitizer and UBSan, in another process: this file as a program, with the library as its argument."""

@@ -346,6 +346,7 @@ def test_a_run_is_one_launch(kernels, monkeypatch):
     assert torch.equal(got, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="g++, which compiles the CUDA kernels, is not on PATH")
 def test_trajectories_under_sanitizers(sanitized_library):
     """AddressSanitizer and UBSan, in another process: this file as a program, with the library as its argument."""
