@@ -30,6 +30,7 @@ LAYERS = [
     ["compat.diffusers"],
     ["compat.runs"],
     ["compat.plan"],
+    ["compat.edm"],
     ["compat.levels", "compat.k_diffusion", "compat.__init__"],
     ["gap", "likelihood", "certificate", "train", "model"],
     ["metrics", "data", "network", "convnet", "batches", "checkpoint", "processes"],

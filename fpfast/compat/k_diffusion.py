@@ -41,7 +41,7 @@ NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 Numbers = Sequence[float]  # the coefficients of (x, further operands, z)
 
 
-class _Run:
+class Run:
     """One call of a sampler: the levels, the model and where noise comes from."""
 
     def __init__(
@@ -53,12 +53,13 @@ class _Run:
         callback: Callback | None,
         noise_sampler: NoiseSampler | None = None,
         descending: bool = False,
+        rounded: Callable[[float], float] = float,
     ) -> None:
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim == 0:
             raise bad("x", "a floating-point tensor (samples, ...)", type(x).__name__)
         if not isinstance(sigmas, Tensor) or sigmas.ndim != 1:
             raise bad("sigmas", "a tensor of shape (steps + 1,)", getattr(sigmas, "shape", type(sigmas).__name__))
-        self.model, self.callback, self.noise_sampler = model, callback, noise_sampler
+        self.model, self.callback, self.noise_sampler, self.rounded = model, callback, noise_sampler, rounded
         self.extra = {} if extra_args is None else extra_args
         self.dtype, self.sigmas, self.levels = x.dtype, sigmas, sigmas.double().tolist()
         if not all(math.isfinite(s) and s > 0 for s in self.levels[:-1]) or not all(s >= 0 for s in self.levels[-1:]):
@@ -136,8 +137,8 @@ class _Run:
         gamma = min(churn / (len(self.levels) - 1), math.sqrt(2) - 1) if least <= sigma <= most else 0.0
         if gamma <= 0:
             return sigma
-        hat = sigma * (gamma + 1)
-        self.state = self.move([1.0], z=s_noise * math.sqrt(hat**2 - sigma**2), draw=i)
+        hat = self.rounded(sigma * (gamma + 1))
+        self.state = self.noisy([1.0], [], s_noise * math.sqrt(hat**2 - sigma**2), i, (sigma, hat))
         return hat
 
 
@@ -166,7 +167,7 @@ def sample_euler(
     s_noise: float = 1.0,
 ) -> Tensor:
     """x' = x + (sigma' - sigma^) (x - D) / sigma^, after churning up to sigma^ (Karras et al., algorithm 2, Euler)."""
-    run = _Run(model, x, sigmas, extra_args, callback)
+    run = Run(model, x, sigmas, extra_args, callback)
     for i, _, after in run.steps(disable):
         hat = run.churn(i, s_churn, s_tmin, s_tmax, s_noise)
         denoised = run.denoised(run.state, hat)
@@ -189,7 +190,11 @@ def sample_heun(
     s_noise: float = 1.0,
 ) -> Tensor:
     """Heun's step of dx/dsigma = (x - D) / sigma, after churning (Karras et al., algorithm 2); Euler's down to 0."""
-    run = _Run(model, x, sigmas, extra_args, callback)
+    return heun(Run(model, x, sigmas, extra_args, callback), disable, s_churn, s_tmin, s_tmax, s_noise)
+
+
+def heun(run: Run, disable: bool | None, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float) -> Tensor:
+    """The loop of :func:`sample_heun`."""
     for i, _, after in run.steps(disable):
         hat = run.churn(i, s_churn, s_tmin, s_tmax, s_noise)
         denoised = run.denoised(run.state, hat)
@@ -217,7 +222,7 @@ def sample_euler_ancestral(
 ) -> Tensor:
     """Euler's step to sqrt(sigma'^2 - u^2), then noise u z; u = eta sigma' sqrt(1 - (sigma'/sigma)^2) <= sigma'."""
     eta = real("eta", eta, "a finite number that is not negative", low=0)
-    run = _Run(model, x, sigmas, extra_args, callback, noise_sampler, descending=eta > 0)
+    run = Run(model, x, sigmas, extra_args, callback, noise_sampler, descending=eta > 0)
     for i, sigma, after in run.steps(disable):
         denoised = run.denoised(run.state, sigma)
         run.tell(i, sigma, denoised)
@@ -239,7 +244,7 @@ def sample_dpmpp_2m(
 
     Lu et al. (arXiv 2211.01095), algorithm 2; of first order at first, and down to 0.
     """
-    run = _Run(model, x, sigmas, extra_args, callback)
+    run = Run(model, x, sigmas, extra_args, callback)
     old: Tensor | None = None
     for i, sigma, after in run.steps(disable):
         denoised = run.denoised(run.state, sigma)
@@ -272,7 +277,7 @@ def sample_dpmpp_2m_sde(
     """
     key("solver_type", solver_type, ("midpoint", "heun"))
     eta = real("eta", eta, "a finite number that is not negative", low=0)
-    run = _Run(model, x, sigmas, extra_args, callback, noise_sampler, descending=True)
+    run = Run(model, x, sigmas, extra_args, callback, noise_sampler, descending=True)
     old: Tensor | None = None
     for i, sigma, after in run.steps(disable):
         denoised = run.denoised(run.state, sigma)
@@ -312,7 +317,7 @@ def sample_dpmpp_sde(
     eta = real("eta", eta, "a finite number that is not negative", low=0)
     if not 0 < real("r", r) < 1:
         raise bad("r", "a number in (0, 1)", r)
-    run = _Run(model, x, sigmas, extra_args, callback, noise_sampler, descending=True)
+    run = Run(model, x, sigmas, extra_args, callback, noise_sampler, descending=True)
     for i, sigma, after in run.steps(disable):
         denoised = run.denoised(run.state, sigma)
         run.tell(i, sigma, denoised)
