@@ -19,7 +19,7 @@ from fpfast.fused import Fused
 from fpfast.loop import Callback, Loop
 from fpfast.score import Score
 from fpfast.sde import SDES
-from fpfast.solvers import SOLVERS, Plan, Table
+from fpfast.solvers import SOLVERS, Plan, Solver, Table, checked
 from fpfast.times import grid
 from fpfast.trajectory import FusedLoop, fusible, schedule
 
@@ -44,7 +44,7 @@ class Info(NamedTuple):
 class Options(TypedDict, total=False):
     """The keyword arguments of :func:`sample`, for those who pass them on."""
 
-    solver: str
+    solver: str | Solver
     steps: int
     times: str | Sequence[float] | Tensor | None
     noise: float
@@ -81,7 +81,7 @@ def sample(
     score: Score,
     shape: Sequence[int],
     *,
-    solver: str = "euler_maruyama",
+    solver: str | Solver = "euler_maruyama",
     steps: int = 100,
     times: str | Sequence[float] | Tensor | None = None,
     noise: float = 1.0,
@@ -104,7 +104,8 @@ def sample(
     Args:
         score: a :class:`fpfast.Score`: a network, its SDE and what it predicts.
         shape: (samples, ...), as the network takes it.
-        solver: a key of ``fpfast.solvers.SOLVERS``; each docstring there says order and number of evaluations.
+        solver: a key of ``fpfast.solvers.SOLVERS``, each docstring of which says order and number of evaluations; or a
+            function like those, of one's own.
         steps: number of steps of a named time grid.
         times: a name of ``fpfast.times.TIMES``, a specification "START:STOP:STEPS,...", a descending sequence from T
             (one more than steps), or None for the SDE's own grid.
@@ -215,17 +216,23 @@ _tables: dict[Any, tuple[Table, tuple[float, ...]]] = {}
 
 
 def _table(
-    score: Score, solver: str, times: str | Sequence[float] | Tensor | None, steps: int, noise: float, last_noise: bool
+    score: Score,
+    solver: str | Solver,
+    times: str | Sequence[float] | Tensor | None,
+    steps: int,
+    noise: float,
+    last_noise: bool,
 ) -> tuple[Table, tuple[float, ...]]:
     """The solver's table and where its steps end; remembered, as short runs would spend much of their time here."""
     t = grid(score.sde, times, steps)
     key = score.sde, score.predicts, solver, tuple(t.tolist()), noise, last_noise
     # Only built-in classes are certain to give what they gave before.
-    remember = type(score) is Score and type(score.sde) in SDES.values()
+    remember = isinstance(solver, str) and type(score) is Score and type(score.sde) in SDES.values()
     if remember and (known := _tables.get(key)) is not None:
         return known
     plan = Plan(score, t, noise, last_noise)
-    made = SOLVERS[solver](plan), tuple(plan.next.t.tolist())
+    table = SOLVERS[solver](plan) if isinstance(solver, str) else checked(solver(plan), len(t) - 1)
+    made = table, tuple(plan.next.t.tolist())
     if remember:
         if len(_tables) >= REMEMBERED_TABLES:
             _tables.clear()
@@ -250,7 +257,7 @@ def _checked(
     score: Score,
     x: Tensor | None,
     shape: tuple[int, ...],
-    solver: str,
+    solver: str | Solver,
     final: str,
     device: torch.device | str | None,
     dtype: torch.dtype,
@@ -259,7 +266,8 @@ def _checked(
     """Checks what is not checked elsewhere, and returns the device to run on."""
     if not isinstance(score, Score):
         raise TypeError(f"score: expected fpfast.Score(net, sde, predicts=...), got {type(score).__name__}")
-    key("solver", solver, SOLVERS)
+    if not callable(solver):
+        key("solver", solver, SOLVERS)
     key("final", final, ("mean", "noise"))
     if dtype not in (torch.float32, torch.float64):
         raise bad("dtype", "torch.float32 or torch.float64", dtype)

@@ -18,11 +18,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fpfast.errors import bad
 from fpfast.noise import STREAMS
 from fpfast.score import Score
 
@@ -124,8 +125,8 @@ class Plan:
         return self.now.t - self.next.t
 
 
-def _row(like: Tensor, *coefficients: Tensor | float, z: Tensor | float = 0.0) -> Tensor:
-    """(steps, 5): c0, c1, c2, c3 (zero where not given), cz."""
+def make_row(like: Tensor, *coefficients: Tensor | float, z: Tensor | float = 0.0) -> Tensor:
+    """A stage's rows for all steps, (steps, 5) float64: c0, c1, c2, c3 (zero where not given), cz."""
     row = torch.zeros(len(like), 5, dtype=torch.float64)
     for k, c in enumerate(coefficients):
         row[:, k] = torch.as_tensor(c, dtype=torch.float64)
@@ -133,8 +134,11 @@ def _row(like: Tensor, *coefficients: Tensor | float, z: Tensor | float = 0.0) -
     return row
 
 
-def _table(*stages: tuple[Stage, Tensor, Moments], skip: Tensor | None = None) -> Table:
-    """``skip`` marks steps whose last stage evaluates nothing."""
+def make_table(*stages: tuple[Stage, Tensor, Moments], skip: Tensor | None = None) -> Table:
+    """A table from its stages, each with its rows and the times where it evaluates the network.
+
+    ``skip`` marks steps whose last stage evaluates nothing.
+    """
     coef = torch.stack([row for _, row, _ in stages], dim=1)
     times = torch.stack([moments.t for _, _, moments in stages], dim=1)
     evaluate = torch.tensor([stage.at is not None for stage, _, _ in stages]).repeat(len(coef), 1)
@@ -143,11 +147,11 @@ def _table(*stages: tuple[Stage, Tensor, Moments], skip: Tensor | None = None) -
     return Table(tuple(stage for stage, _, _ in stages), coef, times, evaluate)
 
 
-def _euler_row(plan: Plan, start: Moments, noise: float, z: Tensor | float = 0.0) -> Tensor:
+def euler_row(plan: Plan, start: Moments, noise: float, z: Tensor | float = 0.0) -> Tensor:
     """x' = x - h (A x + B y) + z."""
     h = start.t - plan.next.t
     drift_x, drift_y = start.drift(noise)
-    return _row(h, 1 - h * drift_x, -h * drift_y, z=z)
+    return make_row(h, 1 - h * drift_x, -h * drift_y, z=z)
 
 
 def euler_maruyama(plan: Plan) -> Table:
@@ -157,7 +161,7 @@ def euler_maruyama(plan: Plan) -> Table:
     section 10.2; the reverse SDE of Song et al. (arXiv 2011.13456), eq. 6.
     """
     z = plan.noisy * plan.noise * (plan.now.g2 * plan.h).sqrt()
-    return _table((Stage("x", ("x", "y"), at="x"), _euler_row(plan, plan.now, plan.noise, z), plan.now))
+    return make_table((Stage("x", ("x", "y"), at="x"), euler_row(plan, plan.now, plan.noise, z), plan.now))
 
 
 def _churn(plan: Plan) -> tuple[Moments, list[tuple[Stage, Tensor, Moments]]]:
@@ -174,7 +178,7 @@ def _churn(plan: Plan) -> tuple[Moments, list[tuple[Stage, Tensor, Moments]]]:
     t = torch.maximum(plan.score.sde.time_at(-raised.log()), plan.now.t)
     start = plan.at(torch.where(plan.noisy > 0, t.clamp(max=float(plan.now.t[0])), plan.now.t))
     added = start.alpha * (start.ratio**2 - r2).clamp(min=0).sqrt()
-    return start, [(Stage("x", ("x",)), _row(t, start.alpha / plan.now.alpha, z=added), start)]
+    return start, [(Stage("x", ("x",)), make_row(t, start.alpha / plan.now.alpha, z=added), start)]
 
 
 def _trapezoid_rows(plan: Plan, start: Moments, noise: float, z: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
@@ -187,9 +191,9 @@ def _trapezoid_rows(plan: Plan, start: Moments, noise: float, z: Tensor | float)
     drift_x, drift_y = start.drift(noise)
     after = plan.at(torch.where(singular, start.t, plan.next.t))
     next_x, next_y = after.drift(noise)
-    predictor = _row(h, 1 - h * drift_x, -h * drift_y, z=z)
+    predictor = make_row(h, 1 - h * drift_x, -h * drift_y, z=z)
     u_x, u_y, u_z = predictor[:, 0], predictor[:, 1], predictor[:, 4]
-    corrector = _row(
+    corrector = make_row(
         h,
         1 - h / 2 * (drift_x + next_x * u_x),
         -h / 2 * (drift_y + next_x * u_y),
@@ -209,7 +213,7 @@ def heun(plan: Plan) -> Table:
     """
     start, stages = _churn(plan)
     predictor, corrector, singular = _trapezoid_rows(plan, start, 0.0, 0.0)
-    return _table(
+    return make_table(
         *stages,
         (Stage("u", ("x", "y"), at="x"), predictor, start),
         (Stage("x", ("x", "y", "y1"), at="u", output="y1"), corrector, plan.next),
@@ -227,7 +231,7 @@ def stochastic_heun(plan: Plan) -> Table:
     variance = plan.h * (plan.now.g2 + plan.next.g2) / 2
     z = plan.noisy * plan.noise * variance.sqrt()
     predictor, corrector, singular = _trapezoid_rows(plan, plan.now, plan.noise, z)
-    return _table(
+    return make_table(
         (Stage("u", ("x", "y"), at="x"), predictor, plan.now),
         (Stage("x", ("x", "y", "y1"), at="u", output="y1"), corrector, plan.next),
         skip=singular,
@@ -256,8 +260,8 @@ def exponential(plan: Plan) -> Table:
     (Lu et al., arXiv 2211.01095), which is DDPM's ancestral step.
     """
     c_x, c_d, c_z = _exact_rows(plan, plan.now, plan.noise)
-    row = _row(c_x, c_x + c_d * plan.now.data_x, c_d * plan.now.data_y, z=plan.noisy * c_z)
-    return _table((Stage("x", ("x", "y"), at="x"), row, plan.now))
+    row = make_row(c_x, c_x + c_d * plan.now.data_x, c_d * plan.now.data_y, z=plan.noisy * c_z)
+    return make_table((Stage("x", ("x", "y"), at="x"), row, plan.now))
 
 
 def _two_step_rows(plan: Plan, start: Moments, noise: float) -> tuple[Tensor, Tensor]:
@@ -274,7 +278,7 @@ def _two_step_rows(plan: Plan, start: Moments, noise: float) -> tuple[Tensor, Te
     weight[1:] = torch.where(follows[1:], k[1:] / (2 * between), 0.0)
     d, d_prev = c_d * (1 + weight), -c_d * weight
     prev_x, prev_y = start.data_x.roll(1), start.data_y.roll(1)
-    return _row(k, c_x + d * start.data_x, d * start.data_y, d_prev * prev_x, d_prev * prev_y), c_z
+    return make_row(k, c_x + d * start.data_x, d * start.data_y, d_prev * prev_x, d_prev * prev_y), c_z
 
 
 _TWO_STEP = Stage("x", ("x", "y", "x_prev", "y_prev"), at="x", keep=(("x", "x_prev"), ("y", "y_prev")))
@@ -289,7 +293,7 @@ def dpmpp_2m(plan: Plan) -> Table:
     """
     start, stages = _churn(plan)
     row, _ = _two_step_rows(plan, start, 0.0)
-    return _table(*stages, (_TWO_STEP, row, start))
+    return make_table(*stages, (_TWO_STEP, row, start))
 
 
 def dpmpp_2m_sde(plan: Plan) -> Table:
@@ -300,7 +304,7 @@ def dpmpp_2m_sde(plan: Plan) -> Table:
     """
     row, c_z = _two_step_rows(plan, plan.now, plan.noise)
     row[:, 4] = plan.noisy * c_z
-    return _table((_TWO_STEP, row, plan.now))
+    return make_table((_TWO_STEP, row, plan.now))
 
 
 def ancestral(plan: Plan) -> Table:
@@ -312,13 +316,13 @@ def ancestral(plan: Plan) -> Table:
     now, after = plan.now, plan.next
     u = torch.minimum(after.std, plan.noise * after.std * (1 - (after.ratio / now.ratio) ** 2).sqrt())
     along = (after.std**2 - u**2).clamp(min=0).sqrt()
-    row = _row(
+    row = make_row(
         u,
         after.alpha * now.data_x - along * now.std * now.p,
         after.alpha * now.data_y - along * now.std * now.q,
         z=plan.noisy * u,
     )
-    return _table((Stage("x", ("x", "y"), at="x"), row, now))
+    return make_table((Stage("x", ("x", "y"), at="x"), row, now))
 
 
 def pc(plan: Plan) -> Table:
@@ -334,18 +338,49 @@ def pc(plan: Plan) -> Table:
     """
     now = plan.now
     e = 2 * (CORRECTOR_SNR * now.std) ** 2
-    predictor = _row(e, *_euler_row(plan, now, plan.noise).T[:2], z=plan.noisy * plan.noise * (now.g2 * plan.h).sqrt())
-    return _table(
+    z = plan.noisy * plan.noise * (now.g2 * plan.h).sqrt()
+    predictor = make_row(e, *euler_row(plan, now, plan.noise).T[:2], z=z)
+    return make_table(
         (
             Stage("x", ("x", "y"), at="x", stream=STREAMS["corrector"]),
-            _row(e, 1 + e * now.p, e * now.q, z=(2 * e).sqrt()),
+            make_row(e, 1 + e * now.p, e * now.q, z=(2 * e).sqrt()),
             now,
         ),
         (Stage("x", ("x", "y"), at="x"), predictor, now),
     )
 
 
-SOLVERS: dict[str, Callable[[Plan], Table]] = {
+def checked(table: Any, steps: int) -> Table:
+    """The table of a solver that is not one of SOLVERS, looked through.
+
+    Raises TypeError for anything else, ValueError for rows of another shape or that are not finite, for slots that are
+    read before they are written, and for names: those of outputs begin with y, those of states do not.
+    """
+    if not isinstance(table, Table):
+        raise TypeError(f"solver: expected a function that returns a fpfast.solvers.Table, got {type(table).__name__}")
+    form = (steps, len(table.stages))
+    if tuple(table.coef.shape) != (*form, 5) or not tuple(table.times.shape) == tuple(table.evaluate.shape) == form:
+        raise bad("solver", f"coef of shape {(*form, 5)}, times and evaluate of {form}", tuple(table.coef.shape))
+    if not bool(table.coef.isfinite().all()):
+        raise bad("solver", "finite coefficients", "NaN or infinity")
+    known = {"x"}
+    for stage, row, evaluated in zip(table.stages, table.coef[0].tolist(), table.evaluate[0].tolist(), strict=True):
+        if not stage.output.startswith("y") or stage.to.startswith("y") or not 1 <= len(stage.of) <= 4:
+            raise bad(
+                "solver", "stages of up to four slots, whose output begins with y and whose state does not", stage
+            )
+        if stage.at is not None and evaluated:
+            known.add(stage.output)
+        read = {stage.of[0], *(name for name, c in zip(stage.of, row, strict=False) if c != 0)}
+        read |= {slot for slot, _ in stage.keep} | ({stage.at} if stage.at is not None and evaluated else set())
+        if not read <= known:
+            raise bad("solver", "slots that are written before they are read", ", ".join(sorted(read - known)))
+        known |= {stage.to, *(to for _, to in stage.keep)}
+    return table
+
+
+Solver = Callable[[Plan], Table]
+SOLVERS: dict[str, Solver] = {
     solver.__name__: solver
     for solver in (
         euler_maruyama,

@@ -9,8 +9,9 @@ from conftest import bits, mixture, native, same_bits
 from tqdm import tqdm
 
 import fpfast
+from fpfast.network import MLP
 from fpfast.sde import SDES
-from fpfast.solvers import SOLVERS
+from fpfast.solvers import SOLVERS, Stage, make_row, make_table
 
 N = 1500
 
@@ -122,6 +123,52 @@ def test_network_may_change_its_times():
     for n in (1, 5):
         a, b = (fpfast.sample(s, (n, 2), steps=7, seed=0, batch_size=2) for s in (spoil, plain))
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def midpoint(plan):
+    """u = x - h/2 f(x, t), x' = x - h f(u, (t + t') / 2): a solver that is not ours."""
+    middle = plan.at((plan.now.t + plan.next.t) / 2)
+    a, b = plan.now.drift(0.0)
+    c, d = middle.drift(0.0)
+    h = plan.h
+    return make_table(
+        (Stage("u", ("x", "y"), at="x"), make_row(h, 1 - h / 2 * a, -h / 2 * b), plan.now),
+        (Stage("x", ("x", "u", "y1"), at="u", output="y1"), make_row(h, 1, -h * c, -h * d), middle),
+    )
+
+
+@pytest.mark.parametrize("network", [lambda x, t: -x, MLP(2, hidden=[8])], ids=["any", "fused"])
+def test_a_solver_of_ones_own(network):
+    """Of second order, like heun, whose result it approaches."""
+    score = fpfast.Score(network, fpfast.OU(T=2.0))
+    exact = fpfast.sample(score, (50, 2), solver="heun", steps=3000, noise=0.0, seed=0, times="uniform")
+    errors = []
+    for steps in (20, 40):
+        x = fpfast.sample(score, (50, 2), solver=midpoint, steps=steps, noise=0.0, seed=0, times="uniform")
+        errors.append(float((x - exact).abs().max()))
+    assert 3.3 < errors[0] / errors[1] < 4.7
+
+
+def test_solvers_of_ones_own_that_are_refused():
+    score = fpfast.Score(lambda x, t: -x, fpfast.OU())
+    y, x = Stage("x", ("x", "y"), at="x"), Stage("x", ("x", "u"))
+
+    def made(stage, row):
+        return lambda plan: make_table((stage, row(plan), plan.now))
+
+    for solver, error, message in [
+        (
+            lambda plan: None,
+            TypeError,
+            r"solver: expected a function that returns a fpfast.solvers.Table, got NoneType",
+        ),
+        (made(y, lambda plan: make_row(plan.h, math.nan)), ValueError, r"solver: expected finite coefficients"),
+        (made(y, lambda plan: make_row(plan.h[1:], 1.0)), ValueError, r"solver: expected coef of shape \(3, 1, 5\)"),
+        (made(x, lambda plan: make_row(plan.h, 1.0, 1.0)), ValueError, r"written before they are read, got u"),
+        (made(y._replace(output="u"), lambda plan: make_row(plan.h, 1.0)), ValueError, r"whose output begins with y"),
+    ]:
+        with pytest.raises(error, match=message):
+            fpfast.sample(score, (4, 2), solver=solver, steps=3)
 
 
 def test_samples_of_one_number():
