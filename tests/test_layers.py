@@ -30,7 +30,7 @@ LAYERS = [
     ["compat.diffusers"],
     ["compat.runs"],
     ["compat.plan"],
-    ["compat.edm"],
+    ["compat.edm", "compat.score_sde"],
     ["compat.levels", "compat.k_diffusion", "compat.__init__"],
     ["gap", "likelihood", "certificate", "train", "model"],
     ["metrics", "data", "network", "convnet", "batches", "checkpoint", "processes"],
