@@ -13,108 +13,34 @@ from diffusers.schedulers import (  # noqa: E402
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
-    HeunDiscreteScheduler,
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
 
+from bench import drop_ins  # noqa: E402
+from bench.drop_ins import KINDS, PAIRS, SCHEDULES, X, difference, network, run  # noqa: E402
 from fpfast.compat.diffusers import FPFastScheduler  # noqa: E402
-
-BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
-SCHEDULES = ["linear", "scaled_linear", "squaredcos_cap_v2"]
-KINDS = ["epsilon", "v_prediction", "sample"]
-torch.manual_seed(0)
-WEIGHT = torch.randn(12, 12) * 0.3
-X = torch.randn(5, 3, 2, 2)
-
-
-def denoiser(x, alpha, std):
-    """Of data in the middle of a normal law and something that is none."""
-    flat = (alpha * x / (alpha**2 + std**2)).flatten(1)
-    return (flat + 0.3 * std.flatten(1) * torch.tanh(flat.double() @ WEIGHT.double()).to(x)).reshape(x.shape)
-
-
-def network(scheduler, kind):
-    """A model of that schedule which predicts x0, noise or v consistently."""
-
-    def net(x, t):
-        t = torch.as_tensor(t, dtype=torch.float64).reshape(-1)
-        if kind == "flow_prediction":
-            std = t / 1000
-            alpha = 1 - std
-        else:
-            squares = torch.as_tensor(scheduler.alphas_cumprod).double()
-            sigmas = ((1 - squares) / squares).sqrt().log()
-            low = t.floor().long().clamp(max=998)
-            sigma = torch.lerp(sigmas[low], sigmas[low + 1], t - low).exp()
-            alpha = (1 + sigma**2).rsqrt()
-            std = sigma * alpha
-        alpha, std = (c.to(x.dtype).reshape(-1, 1, 1, 1) for c in (alpha, std))
-        data = denoiser(x, alpha, std)
-        eps = (x - alpha * data) / std.clamp(min=1e-3)
-        return {"epsilon": eps, "sample": data, "v_prediction": alpha * eps - std * data,
-                "flow_prediction": (x - data) / std.clamp(min=1e-3)}[kind]  # fmt: skip
-
-    return net
-
-
-def run(scheduler, net, x, steps=16, **options):
-    scheduler.set_timesteps(steps)
-    for t in scheduler.timesteps:
-        y = net(scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x, t.expand(len(x)))
-        x = scheduler.step(y, t, x, **options).prev_sample
-    return x
-
-
-# Their scheduler, the options of both, ours, and whether their state is x / alpha.
-PAIRS = {
-    "DDIM": (DDIMScheduler, {"timestep_spacing": "leading", "steps_offset": 1}, "exponential", False),
-    "DDIM, not to 0": (DDIMScheduler, {"set_alpha_to_one": False}, "ancestral", False),
-    "Euler": (EulerDiscreteScheduler, {"timestep_spacing": "trailing"}, "euler_maruyama", True),
-    "Euler, Karras": (EulerDiscreteScheduler, {"use_karras_sigmas": True}, "exponential", True),
-    "Euler, exponential": (EulerDiscreteScheduler, {"use_exponential_sigmas": True}, "exponential", True),
-    "Euler, Beta": (EulerDiscreteScheduler, {"use_beta_sigmas": True}, "exponential", True),
-    "Heun": (HeunDiscreteScheduler, {"timestep_spacing": "trailing"}, "heun", True),
-    "DPM-Solver++(2M)": (DPMSolverMultistepScheduler, {"timestep_spacing": "trailing"}, "dpmpp_2m", False),
-    "DPM-Solver++(2M), to the last level": (
-        DPMSolverMultistepScheduler,
-        {"timestep_spacing": "trailing", "final_sigmas_type": "sigma_min"},
-        "dpmpp_2m",
-        False,
-    ),
-}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("pair", PAIRS)
-def test_as_theirs(pair, schedule, kind):
+@pytest.mark.parametrize("name", PAIRS)
+def test_as_theirs(name, schedule, kind):
     """To 1e-5 of the largest value, in the same steps.
 
     The cosine schedule begins at alpha = 5e-5. There float32 is too coarse for their x / alpha, so ours is held against
     its own run in float64 and theirs must be near; and too coarse, for both, for data found from predicted noise.
     """
-    theirs, options, solver, divided = PAIRS[pair]
-    options = {**BETAS, "beta_schedule": schedule, "prediction_type": kind, **options}
-    clip = {"clip_sample": False} if theirs in (DDIMScheduler, HeunDiscreteScheduler) else {}
-    if pair.startswith("Euler, "):
-        options["timestep_spacing"] = "linspace"
-    peer, ours = theirs(**options, **clip), FPFastScheduler(solver=solver, noise=0.0, **options)
-    net = network(ours, kind)
-    ours.set_timesteps(16)
-    first = float(ours.sigmas[0])
-    expected = run(peer, net, X * (1 + first**2) ** 0.5 if divided else X)
-    got = run(ours, net, X)
+    peer, ours, net, start = drop_ins.pair(name, schedule, kind)
+    expected, got = run(peer, net, start), run(ours, net, X)
     assert peer.timesteps.tolist() == pytest.approx(ours.timesteps.tolist(), abs=1e-3)
-    scale = max(1, float(expected.abs().max()))
-    if schedule == "squaredcos_cap_v2" and (divided or kind == "epsilon"):
-        assert float((got - expected).abs().max()) < 2e-2 * scale
+    if schedule == "squaredcos_cap_v2" and (PAIRS[name][3] or kind == "epsilon"):
+        assert difference(got, expected) < 2e-2
         if kind == "epsilon":
             return
         expected = run(ours, net, X.double())
-    assert float((got - expected).abs().max()) < 1e-5 * scale
+    assert difference(got, expected) < 1e-5
 
 
 @pytest.mark.parametrize("solver", ["euler_maruyama", "exponential", "ancestral"])

@@ -3,27 +3,18 @@
 import importlib.util
 import inspect
 import math
-import sys
-import types
 
 import pytest
 import torch
 
+from bench.peers import loops
 from fpfast.compat import k_diffusion as ours
 
+pytest.importorskip("diffusers", reason="diffusers, beside which drop-ins are compared, is not installed")
+from bench.drop_ins import SAMPLERS, SIGMAS, difference, model, sampled
+from bench.drop_ins import WIDE as X
+
 NAMES = ["euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_sde"]
-torch.manual_seed(0)
-WEIGHT = torch.randn(12, 12) * 0.3
-X = torch.randn(6, 3, 2, 2) * 80
-RHO = 7.0
-SIGMAS = torch.cat([torch.linspace(80 ** (1 / RHO), 0.02 ** (1 / RHO), 20) ** RHO, torch.zeros(1)])
-
-
-def model(x, sigma, **extra):
-    flat, s = x.flatten(1), sigma[:, None]
-    return ((flat @ WEIGHT).tanh() / (1 + s) + 0.1 * s.sin() + flat / (1 + s**2)).reshape(x.shape)
-
-
 PARTS = ("k_diffusion", "torchsde", "torchdiffeq")
 MISSING = [name for name in PARTS if importlib.util.find_spec(name) is None]
 HOW = "pip install --no-deps k-diffusion torchsde torchdiffeq trampoline"
@@ -31,54 +22,22 @@ HOW = "pip install --no-deps k-diffusion torchsde torchdiffeq trampoline"
 
 @pytest.fixture(scope="module")
 def theirs():
-    """k_diffusion.sampling alone: the rest of the package wants to import torchvision, CLIP and more."""
     if MISSING:
         pytest.skip(f"{', '.join(MISSING)} not installed ({HOW})")
-    package = types.ModuleType("k_diffusion")
-    package.__path__ = list(importlib.util.find_spec("k_diffusion").submodule_search_locations)
-    images = types.ModuleType("torchvision.transforms")
-    images.functional = None  # for reading pictures
-    stand_ins = {"k_diffusion": package, "torchvision": types.ModuleType("torchvision"), images.__name__: images}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, module in stand_ins.items():
-            patch.setitem(sys.modules, name, module)
-        return importlib.import_module("k_diffusion.sampling")
-
-
-def noises(seed):
-    generator = torch.Generator().manual_seed(seed)
-    return lambda sigma, after: torch.randn(X.shape, generator=generator)
-
-
-CASES = [
-    ("euler", {}),
-    ("heun", {}),
-    ("dpmpp_2m", {}),
-    ("euler_ancestral", {"eta": 0.0}),
-    ("euler_ancestral", {"noise_sampler": 1, "s_noise": 1.1}),
-    ("euler_ancestral", {"noise_sampler": 1, "eta": 3.0}),
-    ("dpmpp_2m_sde", {"eta": 0.0}),
-    ("dpmpp_2m_sde", {"noise_sampler": 1, "s_noise": 1.1}),
-    ("dpmpp_2m_sde", {"noise_sampler": 1, "solver_type": "heun", "eta": 0.5}),
-    ("dpmpp_sde", {"eta": 0.0}),
-    ("dpmpp_sde", {"noise_sampler": 1}),
-    ("dpmpp_sde", {"noise_sampler": 1, "r": 0.3, "eta": 0.5, "s_noise": 0.9}),
-]
+    return loops.k_diffusion()
 
 
 @pytest.mark.filterwarnings("ignore:Should have t")
 @pytest.mark.parametrize("end", ["to zero", "to the last level"])
-@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+@pytest.mark.parametrize(("name", "options"), SAMPLERS, ids=str)
 def test_as_theirs(theirs, name, options, end):
     """The same model calls, callbacks and results, to 2e-6 of the largest value."""
-    sigmas, results, told = SIGMAS if end == "to zero" else SIGMAS[:-1], [], []
-    for module in (theirs, ours):
-        options = {**options, **({"noise_sampler": noises(3)} if "noise_sampler" in options else {})}
-        calls = []
-        sampler = getattr(module, f"sample_{name}")
-        results.append(sampler(model, X, sigmas, disable=True, callback=calls.append, **options))
-        told.append(calls)
-    assert float((results[0] - results[1]).abs().max()) < 2e-6 * float(results[0].abs().max())
+    sigmas, told = SIGMAS if end == "to zero" else SIGMAS[:-1], [[], []]
+    results = [
+        sampled(module, name, options, sigmas=sigmas, callback=calls.append)
+        for module, calls in zip((theirs, ours), told, strict=True)
+    ]
+    assert difference(*results) < 2e-6
     assert len(told[0]) == len(told[1]) == len(sigmas) - 1
     for expected, got in zip(*told, strict=True):
         assert expected.keys() == got.keys()
@@ -120,7 +79,7 @@ def normal(x, sigma, **extra):
     ids=str,
 )
 def test_own_noise_gives_the_law(name, options):
-    sigmas = torch.cat([torch.linspace(80 ** (1 / RHO), 0.02 ** (1 / RHO), 120) ** RHO, torch.zeros(1)])
+    sigmas = torch.cat([torch.linspace(80 ** (1 / 7), 0.02 ** (1 / 7), 120) ** 7, torch.zeros(1)])
     torch.manual_seed(1)
     x = getattr(ours, f"sample_{name}")(normal, torch.randn(40000, 1) * 80, sigmas, disable=True, **options)
     # Euler steps leave an error of first order, some percent with noise added.
