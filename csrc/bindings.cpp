@@ -123,6 +123,45 @@ void cpu_combine(const std::string& level, uintptr_t out, const std::vector<std:
   kernels.combine(op, threads < 1 ? 1 : threads);
 }
 
+// The stages of a run. What does not change from one to the next is given, and checked, once.
+class CpuStages {
+ public:
+  CpuStages(const std::string& level, uintptr_t rows, int64_t count, int64_t samples, int64_t elements, uintptr_t seeds,
+            bool seeds_per_sample, int64_t first_sample, int threads)
+      : kernels_(kernels_of(level)),
+        rows_(rows),
+        count_(count),
+        samples_(samples),
+        elements_(elements),
+        noise_(make_noise(seeds, seeds_per_sample, first_sample, 0, 0)),
+        threads_(threads < 1 ? 1 : threads) {
+    check_sizes(samples, elements, first_sample, 0);
+    require(count >= 0, "count: expected a number of rows");
+  }
+
+  void combine(int64_t row, uintptr_t out, const std::vector<std::tuple<uintptr_t, int>>& operands, bool noisy,
+               int stream, int64_t draw) const {
+    require(row >= 0 && row < count_, "row: expected one of the rows");
+    require(stream >= 0 && stream < (1 << 16), "stream: expected 16 bits");
+    require(draw >= 0 && draw <= int64_t(UINT32_MAX), "draw: expected 32 bits");
+    Noise noise = noise_;
+    noise.stream = uint32_t(stream), noise.draw = uint32_t(draw);
+    if (!noisy) noise.seeds = nullptr;
+    const uintptr_t coef = rows_ + 5 * sizeof(float) * uintptr_t(row);
+    const Combine op = make_combine(out, operands, coef, false, 0, 0, noise, samples_, elements_);
+    if (op.out != op.operand[0]) prefer_large_pages(op.out, 4 * samples_ * elements_);
+    py::gil_scoped_release release;
+    kernels_.combine(op, threads_);
+  }
+
+ private:
+  const CpuKernels& kernels_;
+  uintptr_t rows_;
+  int64_t count_, samples_, elements_;
+  Noise noise_;
+  int threads_;
+};
+
 void cpu_noise(const std::string& level, uintptr_t out, int kind, uintptr_t seeds, bool seeds_per_sample,
                int64_t first_sample, int stream, int64_t draw, int64_t samples, int64_t elements, int threads) {
   check_sizes(samples, elements, first_sample, draw);
@@ -174,6 +213,9 @@ PYBIND11_MODULE(_native, m) {
   m.def("levels", level_names, "Instruction-set levels that this processor runs, best first.");
   m.def("cpu_combine", cpu_combine);
   m.def("cpu_noise", cpu_noise);
+  py::class_<CpuStages>(m, "CpuStages")
+      .def(py::init<const std::string&, uintptr_t, int64_t, int64_t, int64_t, uintptr_t, bool, int64_t, int>())
+      .def("combine", &CpuStages::combine);
   bind_pairs(m);
   bind_residual(m);
   bind_trajectory(m);

@@ -110,3 +110,20 @@ def cuda_trajectory(
     outputs: list[tuple[int, int, int]],
     cuda_stream: int,
 ) -> None: ...
+
+class CpuStages:  # rows and seeds are addresses; those of one run
+    def __init__(
+        self,
+        level: str,
+        rows: int,
+        count: int,
+        samples: int,
+        elements: int,
+        seeds: int,
+        seeds_per_sample: bool,
+        first_sample: int,
+        threads: int,
+    ) -> None: ...
+    def combine(
+        self, row: int, out: int, operands: list[tuple[int, int]], noisy: bool, stream: int, draw: int
+    ) -> None: ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from fpfast.packing import Blocks, Fragments, Scratch
 from fpfast.reference import Key
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+Stages = Callable[[int, Tensor, list[Tensor], bool, int, int], None]  # row, out, operands, noisy, stream, draw
 Port = tuple[Tensor, int]  # [samples, rows] and its first row in the workspace
 KINDS = {"normal": 0, "uniform": 1, "rademacher": 2}
 SUMS = ("defect", "product", "probe_dot")  # of these every sample has one
@@ -120,6 +121,27 @@ class Cpu(_Pairs):
             *_sizes(out),
             torch.get_num_threads(),
         )
+
+    def stages(self, rows: Tensor, state: Tensor, seed: Tensor, first_sample: int) -> Stages:
+        """A function that does the stages of a run: what stays the same is looked at once.
+
+        ``rows``, [steps, stages, 5] or [stages, 5], and ``seed`` must live as long as it does.
+        """
+        run = _native.CpuStages(
+            self.level,
+            rows.data_ptr(),
+            rows.numel() // 5,
+            *_sizes(state),
+            seed.data_ptr(),
+            seed.ndim == 1,
+            first_sample,
+            torch.get_num_threads(),
+        )
+
+        def stage(row: int, out: Tensor, operands: list[Tensor], noisy: bool, stream: int, draw: int) -> None:
+            run.combine(row, out.data_ptr(), [(x.data_ptr(), DTYPES[x.dtype]) for x in operands], noisy, stream, draw)
+
+        return stage
 
     def _probed(
         self, op: str, state: Tensor, tensors: dict[str, Tensor], kind: str = "normal", key: Key | None = None

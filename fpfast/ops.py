@@ -224,8 +224,28 @@ def combine_into(
     :func:`fpfast.reference.combine`.
     """
     backends.kernels(backend).combine(out, operands, coef, key, position)
+    changed(out)
+
+
+def combined(operands: list[Tensor], coef: Tensor, key: Key | None, backend: str) -> Tensor:
+    """:func:`combine_into` a new tensor, and by way of autograd where that has to know."""
+    x, *ys = operands
+    if torch.is_grad_enabled() and any(operand.requires_grad for operand in operands):
+        if key is None:
+            return combine(x, ys, coef, backend=backend)
+        seed, first_sample, stream, draw = key
+        return combine(
+            x, ys, coef, seed=seed, first_sample=first_sample, stream=stream, draw=draw, backend=backend
+        )  # fmt: skip
+    out = torch.empty_like(x)
+    backends.kernels(backend).combine(out, operands, coef, key)
+    return out
+
+
+def changed(out: Tensor) -> None:
+    """Tells autograd that a kernel wrote to ``out``: a network may have saved it for a graph of its own."""
     if not out.is_inference():
-        torch.autograd.graph.increment_version(out)  # a network may have saved it for a graph of its own
+        torch.autograd.graph.increment_version(out)
 
 
 def noise(

@@ -104,6 +104,7 @@ class Score:
         self.sde = sde
         self.predicts = predicts
         self.guidance = guidance
+        self._column = bool(getattr(net, "time_column", False))  # looked up once: a module takes its time to say no
 
     @property
     def module(self) -> Callable[..., Any]:
@@ -132,6 +133,8 @@ class Score:
             return (self.net.gradient(x, t) if self.predicts == "potential" else _checked(self.net(x, t), x),)
         if self.predicts == "potential":
             return (self._gradient(x, t).contiguous(),)
+        if self.guidance is None:
+            return (_checked(self.net(x, t[:, None] if self._column else t), x).contiguous(),)
         return tuple(_checked(y, x).contiguous() for y in self._call(x, t))
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
@@ -178,8 +181,7 @@ class Score:
         return s
 
     def _call(self, x: Tensor, t: Tensor) -> tuple[Any, ...]:
-        column = getattr(self.net, "time_column", False)
-        y = self.net(x, t[:, None] if column else t)
+        y = self.net(x, t[:, None] if self._column else t)
         if self.guidance is None:
             return (y,)
         if not isinstance(y, tuple | list) or len(y) != 2:
@@ -222,6 +224,8 @@ def _tensor(y: Any) -> Tensor:
 
 def _checked(y: Any, x: Tensor) -> Tensor:
     y = _tensor(y)
+    if y.dtype == x.dtype and y.shape == x.shape and y.device == x.device:
+        return y
     if y.device != x.device:
         raise bad("net", f"an output on {x.device} as x", y.device)
     if y.shape != x.shape:

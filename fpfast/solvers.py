@@ -16,7 +16,7 @@ evaluation there.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -49,6 +49,7 @@ class Table:
     coef: Tensor  # [steps, stages, 5] float64
     times: Tensor  # [steps, stages] float64, where the network is evaluated
     evaluate: Tensor  # [steps, stages] bool
+    prepared: dict[Any, Any] = field(default_factory=dict, repr=False)  # what the loop makes of it, for each device
 
     @property
     def evaluations(self) -> int:

@@ -38,7 +38,7 @@ LAYERS = [
     ["sample"],
     ["trajectory"],
     ["loop"],
-    ["graph"],
+    ["graph", "rows"],
     ["solvers", "times", "mixture"],
     ["losses"],
     ["residual"],

@@ -21,13 +21,14 @@ inline int64_t element_of(int64_t q, int64_t groups, int64_t elements) {
   return q / groups * elements + std::min(q % groups * 4, elements);
 }
 
-// Noise of the flat groups [q, q + block_groups), four values each, into z. First all words, then all values: each
-// half's chain of dependent operations is short enough for the processor to run several of them at a time.
+// Noise of the flat groups [q, q + count), four values each, into z, which has room for a block: more is written there
+// than asked for. First all words, then all values: each half's chain of dependent operations is short enough for the
+// processor to run several of them at a time.
 template <Kind kind, bool seed_per_sample>
-void whole_groups(float* z, const Noise& noise, int64_t q, int64_t groups, int64_t last_sample) {
+void whole_groups(float* z, const Noise& noise, int64_t q, int64_t count, int64_t groups, int64_t last_sample) {
   alignas(64) uint32_t words[4][block_groups];
   Walk walk(groups, q);
-  for (int64_t at = 0; at < block_groups; at += lanes * words_together) {
+  for (int64_t at = 0; at < count; at += lanes * words_together) {
     Place place[words_together];
     for (Place& one : place) one = walk.next();
     const auto made = noise_words<words_together, seed_per_sample>(place, noise, last_sample);
@@ -35,7 +36,7 @@ void whole_groups(float* z, const Noise& noise, int64_t q, int64_t groups, int64
       for (int v = 0; v < words_together; ++v) store(&words[r][at + v * lanes], made.words[r].v[v]);
   }
   constexpr int N = values_together;
-  for (int64_t at = 0; at < block_groups; at += lanes * N) {
+  for (int64_t at = 0; at < count; at += lanes * N) {
     Pack<uint32_t, 2 * N> first, second;  // words 0 and 2, words 1 and 3
     for (int v = 0; v < N; ++v) {
       first.v[v] = load(&words[0][at + v * lanes]), first.v[N + v] = load(&words[2][at + v * lanes]);
@@ -56,9 +57,9 @@ template <Kind kind>
 void noise_block(float* z, const Noise& noise, int64_t q, int64_t count, int64_t samples, int64_t elements) {
   const int64_t groups = groups_per_sample(elements);
   const auto fill = noise.per_sample ? whole_groups<kind, true> : whole_groups<kind, false>;
-  if (count == block_groups && elements % 4 == 0) return fill(z, noise, q, groups, samples - 1);
+  if (count == block_groups && elements % 4 == 0) return fill(z, noise, q, count, groups, samples - 1);
   alignas(64) float raw[block_elements];
-  fill(raw, noise, q, groups, samples - 1);
+  fill(raw, noise, q, count, groups, samples - 1);
   for (int64_t i = 0, group = q % groups; i < count; ++i) {
     const int64_t n = std::min<int64_t>(4, elements - 4 * group);
     for (int64_t k = 0; k < n; ++k) *z++ = raw[4 * i + k];

@@ -12,13 +12,14 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerOutput
 from torch import Tensor
 
+from fpfast import backends, ops
 from fpfast import noise as noises
-from fpfast import ops
 from fpfast.compat import levels as grids
 from fpfast.compat.levels import LEVELS, Flow, Levels, Variance
 from fpfast.compat.plan import PREDICTIONS, Plan, make_plan
 from fpfast.compat.runs import Place, Runs
 from fpfast.errors import bad, integer, key, real
+from fpfast.reference import Key
 from fpfast.solvers import SOLVERS
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -34,6 +35,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "timestep_type": ("discrete",),
     "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
 }
+REMEMBERED = 32  # plans
 GRIDS = {f"use_{name}_sigmas": name for name in LEVELS}
 
 
@@ -130,6 +132,7 @@ class FPFastScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
         self._runs: Runs | None = None
+        self._plans: dict[tuple[bytes, float], Plan] = {}
         self._begin: int | None = None
 
     @classmethod
@@ -284,12 +287,16 @@ class FPFastScheduler(SchedulerMixin, ConfigMixin):
         s_noise = real("s_noise", s_noise, "a finite number that is not negative", low=0)
         if not isinstance(sample, Tensor) or not isinstance(model_output, Tensor):
             raise TypeError(f"model_output, sample: expected tensors, got {type(model_output)}, {type(sample)}")
-        if model_output.shape != sample.shape:
+        if model_output.shape != sample.shape or sample.ndim == 0:
             raise bad("model_output", f"shape {tuple(sample.shape)} as the sample", tuple(model_output.shape))
         positions = runs.find(timestep, sample, self._begin or 0)
         place, slots = self._place(runs, positions, sample, eta)
         plan = place.plan
         state = sample.contiguous() if sample.dtype == torch.float64 else sample.float().contiguous()
+        if model_output.dtype not in (*ops.OPERAND_DTYPES, state.dtype) or model_output.device != sample.device:
+            got = f"{model_output.dtype} on {model_output.device}"
+            raise bad("model_output", f"16 bits or {state.dtype} on {sample.device}", got)
+        backend = backends.pick("auto", state.device.type, state.dtype)
         here = [plan.segments[place.segment]] if len(positions) == 1 else [plan.segments[k] for k in positions]
         segment, rows, output = here[0], plan.rows(state.device, state.dtype), model_output.contiguous()
         if self.config.clip_sample:
@@ -304,9 +311,9 @@ class FPFastScheduler(SchedulerMixin, ConfigMixin):
                 row = row * row.new_tensor([1, 1, 1, 1, s_noise])
             noisy = any(each.moves[number].row[4] != 0 for each in here)
             operands = [slots[name] for name in move.of]
-            seed = seeds() if noisy else None
-            out = ops.combine(operands[0], operands[1:], row, seed=seed, stream=move.stream, draw=number)
-            slots |= {to: slots[slot] for slot, to in move.keep} | {move.to: out}
+            key = Key(seeds(), 0, move.stream, number) if noisy else None
+            out = ops.combined(operands, row, key, backend)
+            slots.update({to: slots[slot] for slot, to in move.keep} | {move.to: out})
         result = slots[segment.next].to(sample.dtype)
         runs.keep(place, slots, result)
         return SchedulerOutput(prev_sample=result) if return_dict else (result,)
@@ -339,8 +346,14 @@ class FPFastScheduler(SchedulerMixin, ConfigMixin):
         return data.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
 
     def _plan(self, levels: Levels, noise: float) -> Plan:
-        predicts = "sample" if self.config.clip_sample else self.config.prediction_type
-        return make_plan(self.path, predicts, self.config.solver, levels, noise)
+        """Remembered, as a pipeline asks for the same one in each call."""
+        wanted = levels.tobytes(), noise
+        if wanted not in self._plans:
+            if len(self._plans) >= REMEMBERED:
+                self._plans.clear()
+            predicts = "sample" if self.config.clip_sample else self.config.prediction_type
+            self._plans[wanted] = make_plan(self.path, predicts, self.config.solver, levels, noise)
+        return self._plans[wanted]
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """alpha x0 + std z at a timestep for each sample (or one for all)."""

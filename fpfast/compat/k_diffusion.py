@@ -94,7 +94,7 @@ class Run:
     def move(self, numbers: Numbers, *others: Tensor, z: float = 0.0, draw: int = 0) -> Tensor:
         """numbers[0] state + numbers[1] others[0] + ... + z times this run's own noise of that number, a new tensor."""
         row = [*numbers, *[0.0] * (4 - len(numbers)), z]
-        coef = torch.tensor(row, dtype=torch.float64).to(self.state.device, self.state.dtype)
+        coef = torch.tensor(row, dtype=self.state.dtype, device=self.state.device)
         operands = [self.state, *others[: len(numbers) - 1]]
         noise = Key(self._seed(), 0, noises.STREAMS["step"], draw) if z else None
         out = torch.empty_like(self.state)

@@ -127,7 +127,7 @@ class Plan:
             self.uploaded[device, dtype] = made
         return self.uploaded[device, dtype]
 
-    @property
+    @cached_property
     def stateless(self) -> bool:
         """No segment needs anything but its sample and output."""
         return not any(segment.carried for segment in self.segments)
