@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import fpfast
-from bench import arithmetic, residual
+from bench import arithmetic, likelihoods, pipelines, residual
+from bench import overhead as overheads
 from bench import unet as unets
 from bench.machine import Machine
 from bench.peers import compiled, eager, jaxjit, residual_jax, residual_torch
@@ -300,6 +301,31 @@ def unet(settings: Settings) -> Iterator[Case]:
     yield Case("unet", f"UNet2DModel, VP, batch {unets.BATCH}", sides, "ms", 1, 1e3, bases=(("denoising alone",),))
 
 
+# ------------------------------------------------------------------------------------------------ other packages
+
+
+def overhead(settings: Settings) -> Iterator[Case]:
+    steps = 10 if settings.quick else overheads.STEPS
+    for batch, dimension in ((64, 2),) if settings.quick else ((64, 2), (4096, 2), (4, 3 * 64 * 64)):
+        sides = overheads.sides(batch, dimension, steps)
+        yield Case("overhead", f"batch {batch}, d {dimension}, {steps} steps", sides, "us/step", steps, 1e6)
+
+
+def pipeline(settings: Settings) -> Iterator[Case]:
+    for batch in (1,) if settings.quick else (1, 8):
+        steps = 2 if settings.quick else 10
+        sides = pipelines.sides(batch, steps)
+        yield Case("pipeline", f"UNet2DModel, batch {batch}, {steps} steps", sides, "ms/step", steps, 1e3)
+
+
+def likelihood(settings: Settings) -> Iterator[Case]:
+    for points in (64,) if settings.quick else (64, 4096):
+        steps = 20 if settings.quick else 50
+        sides = likelihoods.sides(points, steps)
+        name = f"3-64-64-64-2 tanh, VP, {points} points, {steps} rk4 steps"
+        yield Case("likelihood", name, sides, "us/point", points, 1e6)
+
+
 def _flushed_step(machine: Machine, build: Callable[[Residual], residual.Step], problem: Residual) -> residual.Step:
     step = build(problem)
 
@@ -314,7 +340,21 @@ def _flushed_step(machine: Machine, build: Callable[[Residual], residual.Step], 
 
 
 GROUPS: dict[str, Callable[[Settings], Iterator[Case]]] = {
-    group.__name__: group for group in (authors, small, combine, normal, interleaved, levels, widths, training, unet)
+    group.__name__: group
+    for group in (
+        authors,
+        small,
+        combine,
+        normal,
+        interleaved,
+        levels,
+        widths,
+        training,
+        unet,
+        overhead,
+        pipeline,
+        likelihood,
+    )
 }
 
 

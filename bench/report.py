@@ -11,7 +11,12 @@ from typing import Any
 
 from bench.timing import Row
 
-PEERS = ("torch", "jax")  # how the names of the sides that are not fpfast's or the machine's begin
+PEERS = (
+    "torch",
+    "jax",
+    "diffusers",
+    "k-diffusion",
+)  # how the names of the sides that are not fpfast's or the machine's begin
 
 
 def tables(rows: list[Row]) -> Iterator[str]:
@@ -24,7 +29,9 @@ def tables(rows: list[Row]) -> Iterator[str]:
 
 
 def write(out: Path, about: dict[str, Any], rows: list[Row]) -> None:
-    """A row a line."""
+    """A row a line; nothing to "-"."""
+    if str(out) == "-":
+        return
     out.parent.mkdir(parents=True, exist_ok=True)
     head = json.dumps(about, indent=1).removesuffix("\n}")
     lines = ",\n".join(json.dumps(asdict(row)) for row in rows)

@@ -27,8 +27,10 @@ from bench.timing import Row, measure
 SUITES = {
     "cpu-engine": ("authors", "small", "combine", "normal", "interleaved", "levels", "widths"),
     "residual": ("training", "unet"),
+    "peers": ("overhead", "pipeline", "likelihood"),
     "gpu": (),  # bench/gpu.py
 }
+PEERS = ("diffusers", "k-diffusion", "torchsde", "torchdiffeq", "diffrax")
 RESULTS = Path(__file__).with_name("results")
 
 
@@ -97,6 +99,13 @@ def collect(options: argparse.Namespace) -> tuple[list[Row], list[dict[str, Any]
     return rows, peaks, wrong
 
 
+def version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
 def origin(options: argparse.Namespace) -> dict[str, Any]:
     """What a result must be read with."""
 
@@ -120,6 +129,7 @@ def origin(options: argparse.Namespace) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": metadata.version("torch"),
         **({} if options.suite == "gpu" else {"jax": metadata.version("jax")}),
+        **({name: version(name) for name in PEERS} if options.suite == "peers" else {}),
     }
 
 

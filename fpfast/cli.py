@@ -15,7 +15,7 @@ import torch
 
 import fpfast
 import fpfast.doctor
-from fpfast import cli_paper, cli_train, model, output, times
+from fpfast import cli_bench, cli_paper, cli_train, model, output, times
 from fpfast import sde as sdes
 from fpfast.backends import BACKENDS
 from fpfast.data import DATA, draw, load
@@ -310,6 +310,7 @@ def parser() -> argparse.ArgumentParser:
 
     cli_train.add(commands)
     cli_paper.add(commands)
+    cli_bench.add(commands)
 
     one = commands.add_parser("sample", help="samples of a network")
     one.set_defaults(run=run_sample)

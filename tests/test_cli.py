@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy
 import pytest
@@ -231,3 +232,23 @@ def test_bad_arguments(argv, message, tmp_path, monkeypatch, capsys):
 def test_the_command_is_installed():
     version = subprocess.run([sys.executable, "-m", "fpfast", "--version"], capture_output=True, text=True, check=True)
     assert version.stdout.strip() == fpfast.__version__
+
+
+def test_bench_needs_the_source_tree(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert run("bench", "--quick") == 2
+    assert "expected to be started in fpfast's source tree, where bench/run.py is" in capsys.readouterr().err
+    assert run("bench", "--suite", "cpu", "--quick") == 2
+    assert "--suite: expected one of 'cpu-engine', 'residual', 'peers', 'gpu', got 'cpu'" in capsys.readouterr().err
+
+
+def test_bench_runs_the_suites(capfd, monkeypatch):
+    """What it starts; the suites themselves take minutes."""
+    started = []
+    monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.setattr(
+        subprocess, "run", lambda command: started.append(command[2:]) or subprocess.CompletedProcess(command, 0)
+    )
+    assert run("bench", "--quick", "--suite", "peers", "residual", "--", "--only", "pipeline") == 0
+    quick = ["--only", "pipeline", "--quick", "--repeats", "2", "--threads", "2", "--out", "-"]
+    assert started == [["bench.run", "--suite", "peers", *quick], ["bench.run", "--suite", "residual", *quick]]

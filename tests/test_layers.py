@@ -11,7 +11,7 @@ ROOT = Path(fpfast.__file__).parent
 LAYERS = [
     ["__main__"],
     ["cli"],
-    ["cli_train", "cli_paper"],
+    ["cli_train", "cli_paper", "cli_bench"],
     ["papers.ode_sde_gap", "papers.fp_diffusion", "papers.noise"],
     ["papers.tracking_tables"],
     ["papers.tracking_plots"],
