@@ -19,6 +19,7 @@ from torch import Tensor
 from fpfast import backends
 from fpfast.errors import bad, key, sizes
 from fpfast.reference import KINDS, Key
+from fpfast.vmap import by_slices
 
 MAX_OPERANDS = 4
 COEFFICIENTS = MAX_OPERANDS + 1
@@ -106,6 +107,8 @@ def _combine_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 torch.library.register_autograd("fpfast::combine", _combine_backward, setup_context=_remember, lib=_library)
+for _name in ("combine", "noise"):
+    torch.library.register_vmap(f"fpfast::{_name}", by_slices(getattr(torch.ops.fpfast, _name)), lib=_library)
 
 
 def _check_noise(samples: int, seed: Tensor | None, first_sample: int, stream: int, draw: int) -> None:

@@ -24,6 +24,7 @@ from fpfast import backends
 from fpfast.errors import bad, key
 from fpfast.ops import _check_noise, _library
 from fpfast.reference import KINDS, Key
+from fpfast.vmap import by_slices
 
 _PROBE = "Tensor seed, SymInt first_sample, int stream, SymInt draw, str kind, str backend"
 _library.define(f"pair(Tensor x, Tensor y, Tensor coef, {_PROBE}) -> Tensor")
@@ -171,6 +172,7 @@ for _name, (_implementation, _fake, _setup, _backward) in OPS.items():
     _library.impl(_name, _implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fpfast::{_name}", _fake, lib=_library)
     torch.library.register_autograd(f"fpfast::{_name}", _backward, setup_context=_setup, lib=_library)
+    torch.library.register_vmap(f"fpfast::{_name}", by_slices(getattr(torch.ops.fpfast, _name)), lib=_library)
 
 
 # ------------------------------------------------------------------------------------------------ what one calls

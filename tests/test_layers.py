@@ -63,7 +63,7 @@ LAYERS = [
     ["native"],
     ["packing"],
     ["reference"],
-    ["errors"],
+    ["errors", "vmap"],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 FILES = sorted(".".join(path.relative_to(ROOT).with_suffix("").parts) for path in ROOT.rglob("*.py"))
