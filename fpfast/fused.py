@@ -8,10 +8,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
+import threading
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from functools import partial
 from typing import Any
 
@@ -59,6 +61,7 @@ class Fused:
         self.level = level  # of the instruction set; None: the best here
         self.products = key("products", products, PRODUCTS)
         self.time_column = bool(getattr(net, "time_column", False))
+        self._holding = threading.local()
         self._recognise()
 
     def _recognise(self) -> None:
@@ -96,6 +99,8 @@ class Fused:
         Values are compared, not version counters: changes by way of ``.data`` do not count there. Raises Unsupported
         where the module is no longer one that the engine runs.
         """
+        if getattr(self._holding, "on", False):
+            return
         check_modules(self.net)
         tensors, modules = self._read(), list(self.net.modules())
         same = len(tensors) == len(self._tensors) and len(modules) == len(self._marks)
@@ -110,6 +115,16 @@ class Fused:
             self._take_values()
         else:
             self._recognise()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Within it this thread looks at the module once, now, and not in each call: for many calls on end."""
+        self.refresh()
+        before, self._holding.on = getattr(self._holding, "on", False), True
+        try:
+            yield
+        finally:
+            self._holding.on = before
 
     def _take_values(self) -> None:
         """Other values of the same parameters: a trace, which did not look at them, would be the same."""

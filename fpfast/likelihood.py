@@ -15,6 +15,7 @@ either end for a network that predicts the noise.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from torch import Tensor
 from fpfast import noise
 from fpfast.divergence import ESTIMATORS, Estimated, average
 from fpfast.errors import bad, integer, key, real
+from fpfast.fused import Fused
 from fpfast.points import DISTRIBUTIONS, Points, Probes
 from fpfast.sample import Bar, usable_device
 from fpfast.score import Score
@@ -246,7 +248,8 @@ def log_likelihood(
     estimates, latents, most = [], [], 0
     starts = range(0, len(x), batch_size)
     total = None if tableau is None else len(starts) * (len(path.w) - 1) * len(tableau.nodes)
-    with Bar(total=total, desc="likelihood", unit="evaluation", disable=not progress) as bar:
+    held = score.net.held() if isinstance(score.net, Fused) else contextlib.nullcontext()
+    with Bar(total=total, desc="likelihood", unit="evaluation", disable=not progress) as bar, held:
         for start in starts:
             part = slice(start, min(start + batch_size, len(x)))
             state = x[part].detach().to(device=device, dtype=dtype, copy=True).contiguous()

@@ -112,6 +112,12 @@ class Score:
         return self.net.net if isinstance(self.net, Fused) else self.net
 
     @property
+    def direct(self) -> Callable[[Tensor, Tensor], Any] | None:
+        """The network itself, where :meth:`outputs` would only call it and check what it says."""
+        plain = type(self) is Score and self.guidance is None and self.predicts != "potential"
+        return self.net if plain and not self._column and not isinstance(self.net, Fused) else None
+
+    @property
     def weights(self) -> tuple[float, ...]:
         """The weight of each of :meth:`outputs` in y."""
         if self.guidance is None or self.predicts == "potential":
@@ -130,12 +136,12 @@ class Score:
         no tensor.
         """
         if isinstance(self.net, Fused) and self.guidance is None and self.net.serves(x, t):
-            return (self.net.gradient(x, t) if self.predicts == "potential" else _checked(self.net(x, t), x),)
+            return (self.net.gradient(x, t) if self.predicts == "potential" else checked(self.net(x, t), x),)
         if self.predicts == "potential":
             return (self._gradient(x, t).contiguous(),)
         if self.guidance is None:
-            return (_checked(self.net(x, t[:, None] if self._column else t), x).contiguous(),)
-        return tuple(_checked(y, x).contiguous() for y in self._call(x, t))
+            return (checked(self.net(x, t[:, None] if self._column else t), x).contiguous(),)
+        return tuple(checked(y, x).contiguous() for y in self._call(x, t))
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
         """s(x, t), shape of x; differentiable in x and the network's parameters where gradients are enabled.
@@ -222,7 +228,8 @@ def _tensor(y: Any) -> Tensor:
     return y
 
 
-def _checked(y: Any, x: Tensor) -> Tensor:
+def checked(y: Any, x: Tensor) -> Tensor:
+    """A network's output, of the right shape, dtype and device."""
     y = _tensor(y)
     if y.dtype == x.dtype and y.shape == x.shape and y.device == x.device:
         return y

@@ -184,3 +184,23 @@ def test_nan_parameters_are_refused():
     for _ in range(2):
         with pytest.raises(ValueError, match=r"net: expected finite parameters, got NaN or infinity in 'output.bias'"):
             fpfast.sample(fpfast.Score(engine, fpfast.OU()), (5, 2), steps=2)
+
+
+def test_held():
+    """Within it the module is not looked at again, by this thread; another thread does."""
+    net = MLP(2, [8]).requires_grad_(False)
+    engine, x, t = fused.compile(net, 2), torch.randn(5, 2), torch.rand(5)
+    before, others = engine(x, t), []
+    with engine.held():
+        next(net.parameters()).mul_(2)
+        assert torch.equal(engine(x, t), before)
+        with engine.held():
+            pass
+    assert torch.allclose(engine(x, t), net(x, t), atol=1e-5)
+    assert not torch.allclose(engine(x, t), before)
+    with engine.held():
+        next(net.parameters()).mul_(2)
+        thread = threading.Thread(target=lambda: others.append(engine(x, t)))
+        thread.start()
+        thread.join()
+    assert torch.allclose(others[0], net(x, t), atol=1e-5)
