@@ -118,7 +118,10 @@ class Fused:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Within it this thread looks at the module once, now, and not in each call: for many calls on end."""
+        """Within it this thread looks at the module once, now, and not in each call: for many calls on end.
+
+        The module must not be changed meanwhile.
+        """
         self.refresh()
         before, self._holding.on = getattr(self._holding, "on", False), True
         try:
