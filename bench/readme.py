@@ -13,14 +13,22 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
 END = "<!-- end of what is made -->"
-# title -> side, for each suite
-PEERS = {
+# title -> side (of several names the one that a case has), for each suite
+PEERS: dict[str, dict[str, str | tuple[str, ...]]] = {
     "cpu-engine": {"torch eager": "torch eager", "torch.compile": "torch.compile", "JAX": "jax"},
     "residual": {
         "torch eager": "torch eager",
         "torch.compile": "torch.compile",
         "JAX, Hessian": "jax, Hessian",
         "JAX, by hand": "jax",
+    },
+    "peers": {
+        "plain torch": "torch eager",
+        "diffusers": ("diffusers EulerDiscreteScheduler", "diffusers DDIMScheduler"),
+        "k-diffusion": "k-diffusion sample_euler",
+        "torchdiffeq": ("torchdiffeq euler", "torchdiffeq rk4"),
+        "torchsde": "torchsde euler",
+        "JAX (diffrax)": ("jax, diffrax Euler", "jax"),
     },
 }
 TITLES = {
@@ -29,6 +37,9 @@ TITLES = {
     "combine": "x' = a x + b s + c z, {case}",
     "normal": "normal noise, {case}",
     "training": "gradients of the residual loss, {case}",
+    "overhead": "a step of any network (one Linear), {case}",
+    "pipeline": "a pipeline's step, {case}",
+    "likelihood": "log-likelihood, {case}",
 }
 Row = dict[str, Any]
 
@@ -52,17 +63,28 @@ def table(results: dict[str, Any]) -> str:
     return f"{made}\n\n{about}\n"
 
 
-def _line(name: str, sides: dict[str, Row], peers: dict[str, str]) -> list[str]:
+def _line(name: str, sides: dict[str, Row], peers: dict[str, str | tuple[str, ...]]) -> list[str]:
     ours = sides["fpfast"]
     share = "" if ours["share_of_peak"] is None else f", {ours['share_of_peak']:.0%} of peak"
-    return [name, f"{ours['median']:.3g} {ours['unit']}{share}", *(_ratio(sides.get(side)) for side in peers.values())]
+    return [
+        name,
+        f"{ours['median']:.3g} {ours['unit']}{share}",
+        *(_ratio(_found(sides, side)) for side in peers.values()),
+    ]
+
+
+def _found(sides: dict[str, Row], names: str | tuple[str, ...]) -> Row | None:
+    return next((sides[name] for name in ((names,) if isinstance(names, str) else names) if name in sides), None)
 
 
 def _ratio(row: Row | None) -> str:
-    return "" if row is None else f"{row['ratios']['fpfast']:.1f} x" if row["ratios"] else "failed"
+    if row is None or not row["ratios"]:
+        return "" if row is None else "failed"
+    ratio = row["ratios"]["fpfast"]
+    return f"{ratio:.1f} x" if ratio > 0.1 else f"{ratio:.2f} x"
 
 
-def _widths(rows: list[Row], peers: dict[str, str]) -> Iterator[list[str]]:
+def _widths(rows: list[Row], peers: dict[str, str | tuple[str, ...]]) -> Iterator[list[str]]:
     """One line for each width: the least, the median and the greatest ratio over activations, dimensions and kinds."""
     for width, cells in groupby(rows, lambda row: row["case"].split()[0]):
         sides: dict[str, list[Row]] = {}
@@ -73,7 +95,7 @@ def _widths(rows: list[Row], peers: dict[str, str]) -> Iterator[list[str]]:
         yield [
             f"{len(shares)} perceptrons, 3 hidden layers of {width}: least, median, greatest",
             f"{min(shares):.0%}, {median(shares):.0%}, {max(shares):.0%} of peak",
-            *(_spread(ratios.get(side, [])) for side in peers.values()),
+            *(_spread(ratios.get(str(side), [])) for side in peers.values()),
         ]
 
 
