@@ -66,8 +66,7 @@ void combine_all(const Combine& op, int threads) {
   const int64_t groups = groups_per_sample(op.elements);
   const int64_t units = noisy ? op.samples * groups : (total + 3) / 4;  // without noise samples do not matter
   const int64_t blocks = (units + block_groups - 1) / block_groups;
-#pragma omp parallel for num_threads(threads) schedule(static) if (total >= serial_below)
-  for (int64_t b = 0; b < blocks; ++b) {
+  const auto block = [&](int64_t b) {
     const int64_t q = b * block_groups, count = std::min(block_groups, units - q);
     alignas(64) float z[noisy ? block_elements : 1];
     if constexpr (noisy) {
@@ -77,7 +76,13 @@ void combine_all(const Combine& op, int threads) {
     } else {
       combine_range<operands, noisy>(op, nullptr, 4 * q, std::min(total, 4 * (q + count)));
     }
+  };
+  if (total < serial_below) {  // a parallel region of one thread has its price too
+    for (int64_t b = 0; b < blocks; ++b) block(b);
+    return;
   }
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t b = 0; b < blocks; ++b) block(b);
 }
 
 template <bool noisy>
