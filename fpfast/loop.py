@@ -17,6 +17,7 @@ from fpfast.rows import Rows, most_operands
 from fpfast.score import Score, checked
 from fpfast.solvers import Table
 
+REMEMBERED = 8  # of one table: weights of guidance, devices, dtypes
 Callback = Callable[[int, float, Tensor], Any]
 
 
@@ -152,6 +153,8 @@ def _prepared(table: Table, weights: tuple[float, ...], device: torch.device, dt
     """Remembered with the table, as short runs would spend much of their time here."""
     wanted = weights, device, dtype
     if wanted not in table.prepared:
+        if len(table.prepared) >= REMEMBERED:
+            table.prepared.clear()
         table.prepared[wanted] = Rows(table, weights, device, dtype)
     return table.prepared[wanted]
 

@@ -1,5 +1,6 @@
 """The scheduler against those of diffusers, installed beside it; and what it must stand: threads, bad input."""
 
+import copy
 import threading
 
 import pytest
@@ -54,12 +55,31 @@ def test_flow_as_theirs(solver, options):
     assert torch.allclose(got, expected, atol=1e-5)
 
 
-def test_dynamic_shift_as_theirs():
-    peer = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+@pytest.mark.parametrize("kind", ["exponential", "linear"])
+@pytest.mark.parametrize("asked", [{"sigmas": [1.0, 0.7, 0.4, 0.1]}, {"num_inference_steps": 7}], ids=str)
+def test_dynamic_shift_as_theirs(asked, kind):
+    peer = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type=kind)
     ours = FPFastScheduler.from_config(peer.config, solver="exponential")
     for scheduler in (peer, ours):
-        scheduler.set_timesteps(sigmas=[1.0, 0.7, 0.4, 0.1], mu=0.8)
+        scheduler.set_timesteps(**asked, mu=0.8)
     assert peer.sigmas.tolist() == pytest.approx(ours.sigmas.tolist(), abs=1e-6)
+    with pytest.raises(ValueError, match=r"mu: expected a number, as use_dynamic_shifting is on"):
+        ours.set_timesteps(**asked)
+
+
+def test_copies_have_no_runs():
+    scheduler = FPFastScheduler(solver="dpmpp_2m", noise=0.0)
+    net = network(scheduler, "epsilon")
+    expected = run(scheduler, net, X)
+    scheduler.set_timesteps(16)
+    x = X
+    for t in scheduler.timesteps[:5]:
+        x = scheduler.step(net(x, t.expand(5)), t, x).prev_sample
+    other = copy.deepcopy(scheduler)
+    assert torch.equal(run(other, net, X), expected)
+    for t in scheduler.timesteps[5:]:
+        x = scheduler.step(net(x, t.expand(5)), t, x).prev_sample
+    assert torch.equal(x, expected)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

@@ -216,7 +216,11 @@ class FPFastScheduler(SchedulerMixin, ConfigMixin):
             found = self.path.level(grids.numbers("timesteps", timesteps))
         elif isinstance(self.path, Flow):
             assert steps is not None
-            found = np.linspace(1, float(grids.shifted(np.float64(1 / count), self._shift(None))), steps)  # type: ignore[arg-type]
+            # Shifted dynamically or not, diffusers begins with the training's levels, which are shifted unless it is.
+            least = (
+                1 / count if config.use_dynamic_shifting else float(grids.shifted(np.array(1 / count), self._shift(mu)))
+            )
+            found = np.linspace(1, least, steps)
         else:
             assert steps is not None
             found = self.path.level(grids.spaced(config.timestep_spacing, steps, count, config.steps_offset))
@@ -226,7 +230,7 @@ class FPFastScheduler(SchedulerMixin, ConfigMixin):
             if timesteps is None:
                 found = grids.shifted(found, self._shift(mu))
                 if config.shift_terminal:
-                    found = grids.ending_at(found, real("shift_terminal", config.shift_terminal))
+                    found = self._ending(found)
             if found[0] > 1:
                 raise bad("sigmas", "levels of at most 1 for a flow model", found[0])
         elif mu is not None:
@@ -243,15 +247,25 @@ class FPFastScheduler(SchedulerMixin, ConfigMixin):
         return np.append(found, min(float(self.path.sigmas[0]), found[-1] * (1 - 1e-9)))
 
     def _shift(self, mu: float | None) -> float:
-        """The shift of a flow model's levels; dynamic ones only where a run asks for them (mu)."""
+        """The shift of a flow model's levels."""
         if not self.config.use_dynamic_shifting:
             if mu is not None:
                 raise bad("mu", "None without use_dynamic_shifting", mu)
             shift = self.config.flow_shift if self.config.flow_shift is not None else self.config.shift
-            return real("shift", shift, "a positive number")
-        if mu is None:
-            return 1.0
-        return float(np.exp(real("mu", mu))) if self.config.time_shift_type == "exponential" else real("mu", mu)
+        elif mu is None:
+            raise bad("mu", "a number, as use_dynamic_shifting is on", mu)
+        else:
+            shift = np.exp(real("mu", mu)) if self.config.time_shift_type == "exponential" else mu
+        shift = real("shift", shift, "a positive number")
+        if not shift > 0:
+            raise bad("shift", "a positive number", shift)
+        return shift
+
+    def _ending(self, levels: Levels) -> Levels:
+        last = real("shift_terminal", self.config.shift_terminal, "a level in (0, 1)")
+        if not 0 < last < 1 or not levels[-1] < 1:
+            raise bad("shift_terminal", "a level in (0, 1), and two steps or more", last)
+        return grids.ending_at(levels, last)
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
         """The sample: states are as the network takes them."""

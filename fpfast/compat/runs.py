@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -52,6 +52,9 @@ class Runs:
         self.noisier: dict[float, Plan] = {}  # and of other noise levels
         self.memories = WeakTensorKeyDictionary()
         self.thread = threading.local()  # .last: its last Memory
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Runs, (self.whole, self.timesteps, self.make)  # a copy of a scheduler has no runs
 
     def at(self, noise: float) -> Plan:
         """The plan on the same levels at another noise level."""
