@@ -1,6 +1,7 @@
 """What several tests share."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ import torch
 import fpfast
 from fpfast import backends
 
+ROOT = Path(__file__).parents[1]
+if (ROOT / "bench").is_dir() and str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))  # for what tests and benchmarks share
 REFERENCE = Path(os.environ.get("FPFAST_REFERENCE_DATA", Path(__file__).parents[2] / "shared" / "data" / "ode_sde_gap"))
 LEVELS: list[str] = []
 if backends.NATIVE_ERROR is None:

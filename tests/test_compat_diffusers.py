@@ -19,6 +19,7 @@ from diffusers.schedulers import (  # noqa: E402
     UniPCMultistepScheduler,
 )
 
+pytest.importorskip("bench.drop_ins", reason="bench/ is not beside the tests (a wheel's install)")
 from bench import drop_ins  # noqa: E402
 from bench.drop_ins import KINDS, PAIRS, SCHEDULES, X, difference, network, run  # noqa: E402
 from fpfast.compat.diffusers import FPFastScheduler  # noqa: E402

@@ -7,12 +7,13 @@ import math
 import pytest
 import torch
 
-from bench.peers import loops
 from fpfast.compat import k_diffusion as ours
 
 pytest.importorskip("diffusers", reason="diffusers, beside which drop-ins are compared, is not installed")
+pytest.importorskip("bench.drop_ins", reason="bench/ is not beside the tests (a wheel's install)")
 from bench.drop_ins import SAMPLERS, SIGMAS, difference, model, sampled
 from bench.drop_ins import WIDE as X
+from bench.peers import loops
 
 NAMES = ["euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_sde"]
 PARTS = ("k_diffusion", "torchsde", "torchdiffeq")
