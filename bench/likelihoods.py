@@ -66,7 +66,7 @@ def _torchdiffeq(net: nn.Module, x: Tensor, times: Tensor) -> Run:
             beta, std = _coefficients(t.to(y), torch)
             drift = -0.5 * beta * y + 0.5 * beta / std * net(y, t.to(y).expand(len(y)))
             trace = sum(torch.autograd.grad(drift[:, k].sum(), y, retain_graph=k == 0)[0][:, k] for k in range(2))
-        return drift.detach(), trace  # type: ignore[return-value]
+        return drift.detach(), trace
 
     def run() -> Tensor:
         # its "rk4" is the 3/8 rule, also of order 4 with four evaluations

@@ -41,8 +41,8 @@ def sides(batch: int, dimension: int, steps: int = STEPS) -> Sides:
     options = {"solver": "euler_maruyama", "times": sigmas.double(), "seed": 0}
 
     def ours(noise: float) -> tuple[Run, str]:
-        _agree(fpfast.sample(score, tuple(x.shape), x=x, **{**options, "noise": 0.0}), exact)  # type: ignore[call-overload]
-        run = partial(fpfast.sample, score, tuple(x.shape), x=x, noise=noise, **options)  # type: ignore[arg-type]
+        _agree(fpfast.sample(score, tuple(x.shape), x=x, **{**options, "noise": 0.0}), exact)
+        run = partial(fpfast.sample, score, tuple(x.shape), x=x, noise=noise, **options)
         return run, f"noise {noise:g}"
 
     def checked(build: Callable[[], Run], expected: Tensor | None) -> tuple[Run, str]:

@@ -83,9 +83,10 @@ def test_own_noise_gives_the_law(name, options):
     sigmas = torch.cat([torch.linspace(80 ** (1 / 7), 0.02 ** (1 / 7), 120) ** 7, torch.zeros(1)])
     torch.manual_seed(1)
     x = getattr(ours, f"sample_{name}")(normal, torch.randn(40000, 1) * 80, sigmas, disable=True, **options)
-    # Euler steps leave an error of first order, some percent with noise added.
     assert float(x.mean()) == pytest.approx(1, abs=0.02)
-    assert float(x.std()) == pytest.approx(0.5, rel=0.08)
+    assert float(x.std()) == pytest.approx(
+        0.5, rel=0.08 if name.startswith("euler") else 0.02
+    )  # of first order: some percent
 
 
 def test_churn_as_theirs_but_for_the_noise(theirs):

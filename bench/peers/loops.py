@@ -31,7 +31,7 @@ def k_diffusion() -> Any:
     package.__path__ = list(found.submodule_search_locations)
     sys.modules["k_diffusion"] = package
     images = types.ModuleType("torchvision.transforms")
-    images.functional = None  # type: ignore[attr-defined]  # it reads pictures
+    images.functional = None  # it reads pictures
     absent = {"torchvision": types.ModuleType("torchvision"), images.__name__: images}
     absent = {} if importlib.util.find_spec("torchvision") else absent
     sys.modules.update(absent)

@@ -391,7 +391,8 @@ class FPFastScheduler(SchedulerMixin, ConfigMixin):
             raise bad("timesteps", f"one, or one for each of {len(x)} samples", values.shape)
         shape = (-1, *[1] * (x.ndim - 1))
         alpha, std = self.path.marginal(self.path.level(values))
-        return tuple(torch.from_numpy(c).to(x.device, x.dtype).reshape(shape) for c in (alpha, std))  # type: ignore[return-value]
+        first, second = (torch.from_numpy(c).to(x.device, x.dtype).reshape(shape) for c in (alpha, std))
+        return first, second
 
 
 def _seeds(generator: Generators, x: Tensor) -> Any:

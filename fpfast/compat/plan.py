@@ -78,6 +78,8 @@ class _Model(Score):
 class _FlowMoments(Moments):
     """Finite at t = 1 too, where the drift of the SDE is not: there the ODE's velocity is still that of the network."""
 
+    score: _Model
+
     @cached_property
     def g2(self) -> Tensor:
         return 2 * self.t / (1 - self.t).clamp(min=1e-300)  # not infinite, so that no noise times g is none
@@ -92,11 +94,11 @@ class _FlowMoments(Moments):
 
     @property
     def data_x(self) -> Tensor:
-        return self.score.denoiser(self.t)[0]  # type: ignore[attr-defined]
+        return self.score.denoiser(self.t)[0]
 
     @property
     def data_y(self) -> Tensor:
-        return self.score.denoiser(self.t)[1]  # type: ignore[attr-defined]
+        return self.score.denoiser(self.t)[1]
 
     def drift(self, noise: float) -> tuple[Tensor, Tensor]:
         """Of a network that predicts the velocity v: v + lambda^2 (x / (1 - t) + v)."""
@@ -193,7 +195,7 @@ def _segments(table: Table, path: Variance | Flow, levels: Levels) -> tuple[Segm
 
 def _scale(path: Variance | Flow, level: float) -> float:
     """What the network's state is to the integrated one."""
-    return float(path.marginal(np.float64(level))[0]) if isinstance(path, Variance) else 1.0  # type: ignore[arg-type]
+    return float(path.marginal(np.array(level))[0]) if isinstance(path, Variance) else 1.0
 
 
 def _with_carried(segments: list[Segment]) -> tuple[Segment, ...]:
