@@ -147,6 +147,9 @@ def test_published_networks(tmp_path, monkeypatch, capsys):
     found = next(rows for name, rows in tables.items() if name.startswith("Histograms"))
     for row in found:
         assert row["total variation"]["value"] == pytest.approx(row["noise"]["value"], abs=5 * row["noise"]["error"])
+    for row in next(rows for name, rows in tables.items() if name.startswith("Squared W2")):  # n is a 25th of more
+        ours, expected = row["ours"], row["theirs"]
+        assert abs(ours["value"] - expected["value"]) < 5 * math.hypot(ours["error"], expected["error"]), row
     theirs = published.published(tmp_path / "nets", "some")
     other = metrics.histogram(fpfast.sample(embedded("blob_w0"), (n, 2), times=published.TIMES, noise=0.0, seed=7))
     floor = metrics.total_variation_floor(theirs["ode"], n, more)
