@@ -8,7 +8,9 @@ import platform
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 SOURCE = Path(__file__).with_name("machine.cpp")
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-ffp-contract=fast", "-shared", "-fPIC"]
@@ -37,6 +39,23 @@ def cores(count: int) -> set[int]:
     if len(ordered) < count:
         raise ValueError(f"threads: expected at most the {len(ordered)} processors of this process, got {count}")
     return set(ordered[:count])
+
+
+def memory_of(run: Callable[[], Any]) -> float | None:
+    """MB that a run takes at most beyond what the process holds before it; None where Linux does not say."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: man 5 proc
+    except OSError:
+        return None
+    before = _status("VmRSS")
+    run()
+    return max(0, _status("VmHWM") - before) / 1024
+
+
+def _status(field: str) -> int:
+    """KiB."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1])
 
 
 class Machine:

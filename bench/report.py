@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
+from statistics import linear_regression
 from typing import Any
 
 from bench.timing import Row
 
-PEERS = (
-    "torch",
-    "jax",
-    "diffusers",
-    "k-diffusion",
-)  # how the names of the sides that are not fpfast's or the machine's begin
+# How the names of the sides begin that are not fpfast's or the machine's.
+PEERS = ("torch", "jax", "diffusers", "k-diffusion")
 
 
 def tables(rows: list[Row]) -> Iterator[str]:
@@ -24,6 +22,7 @@ def tables(rows: list[Row]) -> Iterator[str]:
         yield ""
         yield f"## {group}, {threads} thread" + "s" * (threads > 1)
         yield from (_lines if group == "widths" else _blocks)(list(found))
+    yield from _slopes(rows)
     yield from _threads(rows)
     yield from _losses(rows)
 
@@ -95,6 +94,35 @@ def _aligned(table: list[list[str]]) -> Iterator[str]:
     sizes = [max(len(line[k]) for line in table) for k in range(len(table[0]))]
     for line in table:
         yield "  ".join(cell.ljust(size) for cell, size in zip(line, sizes, strict=True)).rstrip()
+
+
+def slope(rows: list[Row]) -> float | None:
+    """Of log time by log size, for the upper half of the sizes but at least three: cost grows like size^slope."""
+    timed = sorted((row.size, row.median * row.count) for row in rows if row.median is not None)
+    timed = timed[-max(3, (len(timed) + 1) // 2) :]
+    if len(timed) < 3:
+        return None
+    return linear_regression(*zip(*((math.log(size), math.log(time)) for size, time in timed), strict=True)).slope
+
+
+def curves(rows: list[Row]) -> dict[tuple[int, str, str], list[Row]]:
+    """(threads, curve, side) -> its rows, of those that lie on a curve."""
+    found: dict[tuple[int, str, str], list[Row]] = {}
+    for row in rows:
+        if row.curve:
+            found.setdefault((row.threads, row.curve, row.side), []).append(row)
+    return found
+
+
+def _slopes(rows: list[Row]) -> Iterator[str]:
+    table = [["slope", "sizes", "threads", "side", "curve"]]
+    for (threads, curve, side), found in curves(rows).items():
+        if (steep := slope(found)) is not None:
+            sizes = f"{min(row.size for row in found):g} .. {max(row.size for row in found):g}"
+            table.append([f"{steep:.2f}", sizes, str(threads), side, curve])
+    if len(table) > 1:
+        yield from ("", "## cost by size: time ~ size^slope over the larger sizes", "")
+        yield from _aligned(table)
 
 
 def _threads(rows: list[Row]) -> Iterator[str]:

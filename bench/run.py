@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bench import report
+from bench import report, timing
 from bench.machine import Machine, cores, processor
 from bench.timing import Row, measure
 
@@ -28,6 +28,7 @@ SUITES = {
     "cpu-engine": ("authors", "small", "combine", "normal", "interleaved", "levels", "widths"),
     "residual": ("training", "unet"),
     "peers": ("overhead", "pipeline", "likelihood"),
+    "scaling": ("sizes", "grid"),
     "gpu": (),  # bench/gpu.py
 }
 PEERS = ("diffusers", "k-diffusion", "torchsde", "torchdiffeq", "diffrax")
@@ -58,7 +59,7 @@ def work(options: argparse.Namespace) -> None:
 
     machine = Machine(threads)
     peak = machine.peak()
-    settings = cases.Settings(threads, options.quick, options.reference_data, machine)
+    settings = timing.Settings(threads, options.quick, options.reference_data, machine)
     with options.worker.open("w") as file:
 
         def write(**line: Any) -> None:

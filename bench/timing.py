@@ -7,14 +7,27 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any
+
+from bench.machine import Machine, memory_of
 
 Run = Callable[[], Any]
 # Prepares a side: builds, compiles and checks it. Returns the run to be timed and a remark on how it was built.
 Side = Callable[[], tuple[Run, str]]
 
 PAUSE = 0.05  # for what the side before leaves to other threads: JAX gives 256 MiB back after it has returned
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run of all cases is told."""
+
+    threads: int
+    quick: bool  # sizes that only show that everything runs
+    reference_data: Path | None  # the folder of the networks of arXiv 2311.15996
+    machine: Machine
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,8 @@ class Case:
     flops: float = 0.0  # per count, where a share of the peak means something
     bases: tuple[tuple[str, ...], ...] = (("fpfast",),)  # sides that ratios refer to; of several, the sum
     shortest: float = 0.02  # seconds of a sample: a run that takes less is repeated within it
+    curve: str = ""  # cases of one curve differ by their size alone
+    size: float = 0.0
 
 
 @dataclass
@@ -47,13 +62,18 @@ class Row:
     samples: list[float] = field(default_factory=list)
     ratios: dict[str, float] = field(default_factory=dict)  # by base
     share_of_peak: float | None = None
+    curve: str = ""
+    size: float = 0.0
+    count: float = 1.0
+    memory: float | None = None  # MB that a run takes at most, beyond what was held before it
     remark: str = ""
     failed: str = ""  # why there is no time
 
 
 def measure(case: Case, threads: int, repeats: int, peak: float) -> list[Row]:
     """All sides of a case. ``peak``: GFLOPS of the machine."""
-    rows = {side: Row(case.group, case.name, side, threads, case.unit) for side in case.sides}
+    curve = {"curve": case.curve, "size": case.size, "count": case.count}
+    rows = {side: Row(case.group, case.name, side, threads, case.unit, **curve) for side in case.sides}
     runs: dict[str, Run] = {}
     for side, prepare in case.sides.items():
         try:
@@ -71,6 +91,8 @@ def measure(case: Case, threads: int, repeats: int, peak: float) -> list[Row]:
                 times[side] = math.ceil(case.shortest / took)
                 took = seconds(run, times[side])
             rows[side].samples.append(took / case.count * case.scale)
+    for side, run in runs.items():
+        rows[side].memory = memory_of(run)
     for row in rows.values():
         if row.samples:
             row.median, row.low, row.high = median(row.samples), min(row.samples), max(row.samples)

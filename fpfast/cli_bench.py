@@ -10,7 +10,7 @@ from typing import Any
 
 from fpfast.errors import bad, key
 
-SUITES = ("cpu-engine", "residual", "peers", "gpu")
+SUITES = ("cpu-engine", "residual", "peers", "scaling", "gpu")
 ON_CPU = SUITES[:-1]
 
 

@@ -106,13 +106,19 @@ class Exact(Backward):
         yield total
 
 
+def fuses(score: Score, x: Tensor, t: Tensor) -> bool:
+    """If the fused engine has the exact divergence of a score at x and t."""
+    net = score.net
+    if not isinstance(net, Fused) or score.guidance is not None or net.dimension > EXACT_DIVERGENCE or x.ndim != 2:
+        return False
+    return net.serves(x, t)
+
+
 def _fused(at: Points) -> Tensor | None:
     net, score = at.score.net, at.score
-    if not isinstance(net, Fused) or score.guidance is not None or net.dimension > EXACT_DIVERGENCE or at.x.ndim != 2:
-        return None
     x, t = at.x.detach(), at.t.detach()
     with torch.no_grad():
-        if not net.serves(x, t):
+        if not isinstance(net, Fused) or not fuses(score, x, t):
             return None
         p, q = (per_sample(c, t) for c in score.affine(t.double()))
         return p * x.shape[1] + q * net.divergence(x, t, potential=score.predicts == "potential")

@@ -25,7 +25,7 @@ from fpfast.assemble import PLAIN, Layout, Program, assemble
 from fpfast.errors import bad, integer, key
 from fpfast.jets import Jets
 from fpfast.packing import blocks
-from fpfast.program import Value, divergence, gradient
+from fpfast.program import Value, divergence, gradient, joined
 from fpfast.recognise import check_modules, known, marks, recognise, unchanged
 from fpfast.reference import Key
 from fpfast.traced import Unsupported, first_line
@@ -36,6 +36,7 @@ PER_SAMPLE = 1 << 14  # samples at a time where each has a time, and so biases, 
 REMEMBERED = 16  # programs and schedules of one network
 TRUST = 1e-3  # of the largest output: float32's own error is far below, that of a misread forward far above
 PRODUCTS = ("float32", "bfloat16")
+DIVERGENCES = {"divergence": "output", "laplacian": "gradient"}  # and what they are the divergence of
 EXACT_DIVERGENCE = 16  # largest dimension: the cost is one forward pass for each
 
 
@@ -184,7 +185,7 @@ class Fused:
         return self._end.rows
 
     def packed(self, what: str, first_row: int, dtype: torch.dtype) -> Packed:
-        """The program for "output", "gradient" (of a potential), or the divergence or Laplacian of these two."""
+        """The program for "output", "gradient" (of a potential), "divergence" or "laplacian" of these two, or "A and B"."""
         key = what, first_row, dtype
         return self.remembered(key, lambda: Packed(self.program(what, first_row), dtype, self.level))
 
@@ -253,9 +254,10 @@ class Fused:
                 except Unsupported:
                     del self._ends[what]  # all over again next time, with the same refusal
                     raise
+            elif what in DIVERGENCES:
+                self._ends[what] = divergence(self.value(DIVERGENCES[what]), self._source)
             else:
-                of = {"divergence": "output", "laplacian": "gradient"}[what]
-                self._ends[what] = divergence(self.value(of), self._source)
+                self._ends[what] = joined(*map(self.value, what.split(" and ")))
         return self._ends[what]
 
     def serves(self, x: Tensor, t: Tensor) -> bool:
@@ -284,11 +286,33 @@ class Fused:
         Raises ValueError where d > 16 (each dimension costs a forward pass) or the net has not d outputs.
         """
         self.refresh()
+        return self._evaluate(self._divergence_name(potential), 1, x, t)[:, 0]
+
+    def _divergence_name(self, potential: bool) -> str:
         if self.dimension > EXACT_DIVERGENCE:
             raise bad("dimension", f"at most {EXACT_DIVERGENCE} for an exact divergence", self.dimension)
         if not potential and self.outputs != self.dimension:
             raise bad("net", f"{self.dimension} outputs, as x has columns", self.outputs)
-        return self._evaluate("laplacian" if potential else "divergence", 1, x, t)[:, 0]
+        return "laplacian" if potential else "divergence"
+
+    def with_divergence(self, t: Tensor, dtype: torch.dtype, potential: bool) -> Callable[[Tensor, int], Tensor]:
+        """f(x, k) = (net_1, ..., net_d, sum_i d net_i / d x_i) at (x, t[k]), (B, d + 1), for x (B, d) of this dtype.
+
+        Of a potential its gradient and Laplacian. What depends on times alone is made now for all of t.
+        """
+        self.refresh()
+        name, columns = self._divergence_name(potential), self.dimension + 1
+        packed = self.packed(f"{DIVERGENCES[name]} and {name}", self.dimension + columns, dtype)
+        biases = packed.program.biases(t, dtype)
+
+        def evaluate(x: Tensor, k: int) -> Tensor:
+            if x.shape[1:] != (self.dimension,):
+                raise bad("x", f"shape (B, {self.dimension})", tuple(x.shape))
+            out = x.new_empty(len(x), columns)
+            packed.evaluate(x.detach().contiguous(), out, biases[k : k + 1])
+            return out
+
+        return evaluate
 
     def _evaluate(self, what: str, columns: int, x: Tensor, t: Tensor) -> Tensor:
         if (reason := _obstacle(x)) is not None:

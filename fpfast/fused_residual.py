@@ -33,7 +33,6 @@ Weighting = Callable[[SDE, Tensor], Tensor]  # lambda(t)
 LARGEST = 64  # dimension of exact residuals: the cost is one column of a jet for each
 POINTS = {"cpu": 1 << 17, "cuda": 1 << 20}  # of one native call, at most; fewer where they are more than
 WORK = {"cpu": 2e10, "cuda": 1e13}  # operations: a fraction of a second, after which Python may answer Ctrl-C
-BLOCK = 1 << 13  # times whose coefficients are made at once: they stay in cache
 
 
 @dataclass(frozen=True)
@@ -243,16 +242,11 @@ class FusedResidual:
     def _coefficients(self, t: Tensor) -> Tensor:
         """(a, g^2 / 2) of each time, and for a score s = p x + q y also p, q, dp/dt, dq/dt; [2, B] or [6, B]."""
         sde, potential = self.score.sde, self.score.predicts == "potential"
-        out = torch.empty(2 if potential else 6, len(t), dtype=self.dtype, device=self.device)
-        together = BLOCK if self.device.type == "cpu" else max(len(t), 1)
-        for times, places in zip(t.split(together), out.split(together, dim=1), strict=True):
-            rows = [sde.a(times), sde.g2(times) / 2]
-            if not potential:
-                values, slopes = torch.func.jvp(self.score.affine, (times,), (torch.ones_like(times),))[:2]
-                rows += [*values, *slopes]
-            for place, row in zip(places, rows, strict=True):
-                place.copy_(row)
-        return out
+        rows = [sde.a(t), sde.g2(t) / 2]
+        if not potential:
+            values, slopes = torch.func.jvp(self.score.affine, (t,), (torch.ones_like(t),))[:2]
+            rows += [*values, *slopes]
+        return torch.stack([row.to(self.dtype) for row in rows])
 
 
 class _Graph(torch.autograd.Function):

@@ -234,13 +234,13 @@ class Jets:
         if any(id(leaf) not in known for leaf in _leaves([*self.settled(), *features])):
             raise Unsupported("net: a tensor that is not one of its parameters asks for a gradient")
         self._sources = self._find_sources([p for p in parameters if p.requires_grad])
-        self._moved: dict[torch.device, list[Tensor | None]] = {}
+        self._moved: dict[torch.device, Tensor] = {}
 
-    def _find_sources(self, parameters: Sequence[Tensor]) -> list[Tensor | None] | None:
-        """For each parameter where in the engine's gradient its own lies, of the parameter's shape, or None: nowhere.
+    def _find_sources(self, parameters: Sequence[Tensor]) -> tuple[Tensor, list[torch.Size | None]] | None:
+        """Where in the engine's gradient that of the parameters lies, one after the other; their shapes, None: nowhere.
 
-        None for all where numbers of a matrix are not just numbers of a parameter. It saves a way back by autograd,
-        which takes as long as 1,000 points of a small network.
+        None where numbers of a matrix are not just numbers of a parameter. It saves a way back by autograd, which takes
+        as long as 1,000 points of a small network.
         """
         settled = self.settled()
         trained = [settled[number] for number, *_ in self._gradients]
@@ -253,7 +253,9 @@ class Jets:
         if any(use is not None and bool((use > 1).any()) for use in uses):
             return None
         nowhere = self.gradient_count  # where the engine's buffer has a 0
-        return [None if p is None else torch.where(p > 0, p.long() - 1, nowhere) for p in places]
+        sources = [torch.where(p > 0, p.long() - 1, nowhere).reshape(-1) for p in places if p is not None]
+        none = torch.zeros(0, dtype=torch.int64)
+        return torch.cat([none, *sources]), [None if p is None else p.shape for p in places]
 
     def _split(self, gradient: Tensor) -> list[Tensor]:
         """The gradients of constants, side by side, each in its shape."""
@@ -284,11 +286,6 @@ class Jets:
     def _features(self, t: Tensor) -> Tensor:
         found = [pad(term.compute(t), (0, self._up(term.columns) - term.columns)) for term in self.terms]
         return found[0] if len(found) == 1 else torch.cat(found, dim=1)
-
-    def _sources_on(self, device: torch.device) -> list[Tensor | None]:
-        if device not in self._moved:
-            self._moved[device] = [None if source is None else source.to(device) for source in self._sources or []]
-        return self._moved[device]
 
     def numbers(self) -> dict[str, int]:
         """Sizes and places, by their names in csrc/kernels.h."""
@@ -323,8 +320,16 @@ class Jets:
         if self._sources is None:
             trained = [constants[number] for number, *_ in self._gradients]
             return pull_back(trained, self._split(gradient[:-1].cpu()), parameters)
-        pairs = zip(parameters, self._sources_on(gradient.device), strict=True)
-        return [None if source is None or not p.requires_grad else gradient[source].to(p.dtype) for p, source in pairs]
+        sources, shapes = self._sources
+        if gradient.device not in self._moved:
+            self._moved[gradient.device] = sources.to(gradient.device)
+        parts = gradient[self._moved[gradient.device]]
+        if len({p.dtype for p in parameters}) == 1:
+            parts = parts.to(parameters[0].dtype)  # all at once
+        found = iter(parts.split([shape.numel() for shape in shapes if shape is not None]))
+        gradients = [None if shape is None else next(found).reshape(shape) for shape in shapes]
+        pairs = zip(parameters, gradients, strict=True)
+        return [None if g is None or not p.requires_grad else g.to(p.dtype) for p, g in pairs]
 
 
 def pull_back(outputs: list[Tensor], grads: list[Tensor], parameters: Sequence[Tensor]) -> list[Tensor | None]:

@@ -16,16 +16,17 @@ either end for a network that predicts the noise.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from fpfast import noise
-from fpfast.divergence import ESTIMATORS, Estimated, average
+from fpfast.divergence import ESTIMATORS, Estimated, average, fuses
 from fpfast.errors import bad, integer, key, real
 from fpfast.fused import Fused
 from fpfast.points import DISTRIBUTIONS, Points, Probes
@@ -68,30 +69,60 @@ class Path:
         return self.sde.time_at(-w.sinh().log()).clamp(self.start, self.end)
 
 
+class Moments:
+    """Times at which the ODE's right side is wanted, and what is the same for all samples there, made for all at once."""
+
+    def __init__(self, rest: Rest, times: Tensor, dtype: torch.dtype) -> None:
+        t = times.to(dtype).double().clamp(max=rest.sde.T)  # the network sees a t of its own dtype
+        alpha, std = rest.sde.marginal(t)
+        self.t, self.std, self.size = t, std.tolist(), (alpha**2 + std**2).sqrt().tolist()
+        self.p, self.q = (c.tolist() for c in rest.affine(t))
+
+
 class Field:
     """The right side of the ODE for one batch: d/dw of z and, for each estimate of the divergence, of log p of z."""
 
     def __init__(self, score: Score, estimator: str, probes: Probes, bar: Bar) -> None:
         self.rest, self.estimate, self.probes, self.bar = Rest(score), ESTIMATORS[estimator].divergence, probes, bar
-        self.dtype = probes.like.dtype
+        self.like, self.dtype = probes.like, probes.like.dtype
         self.evaluations = 0
+        self.fused = estimator == "exact" and fuses(score, self.like, torch.zeros(1, dtype=torch.float64))
 
-    def size(self, t: Tensor) -> float:
-        """n, the standard deviation of x at t if data are N(0, I)."""
-        return math.hypot(*map(float, self.rest.sde.marginal(t)))
+    def at(self, times: Tensor) -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
+        """f(z, k), the right side at times[k]: [B, ...] and [estimates, B]."""
+        at = Moments(self.rest, times, self.dtype)
+        right = self._in_engine(at) if self.fused else self._by_estimator(at)
 
-    def __call__(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        t = t.to(self.dtype).double().clamp(max=self.rest.sde.T)  # the network sees a t of its own dtype
-        n, std = self.size(t), float(self.rest.sde.std(t))
-        x = n * z.to(self.dtype)
-        at = Points(self.rest, x, float(t), graph=False)
-        traces = torch.stack([trace.double() for trace in self.estimate(at, self.probes)])
-        r = at.value
-        if x._version:
-            raise bad("net", "a network that leaves its input as it is", "one that changed x in place")
-        self.evaluations += 1
-        self.bar.update()
-        return -std * r, std * n * traces  # [B, ...], [estimates, B]
+        def counted(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
+            r, traces = right(at.size[k] * z.to(self.dtype), k)
+            self.evaluations += 1
+            self.bar.update()
+            return -at.std[k] * r, at.std[k] * at.size[k] * traces
+
+        return counted
+
+    def _in_engine(self, at: Moments) -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
+        net, d = cast(Fused, self.rest.net), self.like.shape[1]
+        evaluate = net.with_divergence(at.t, self.dtype, self.rest.predicts == "potential")
+
+        def right(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+            y = evaluate(x, k)
+            return at.p[k] * x + at.q[k] * y[:, :d], (at.p[k] * d + at.q[k] * y[:, d].double())[None]
+
+        return right
+
+    def _by_estimator(self, at: Moments) -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
+        times = at.t.tolist()
+
+        def right(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+            points = Points(self.rest, x, times[k], graph=False)
+            traces = torch.stack([trace.double() for trace in self.estimate(points, self.probes)])
+            r = points.value
+            if x._version:
+                raise bad("net", "a network that leaves its input as it is", "one that changed x in place")
+            return r, traces
+
+        return right
 
 
 class Tableau(NamedTuple):
@@ -117,13 +148,14 @@ def fixed(field: Field, z: Tensor, path: Path, tableau: Tableau) -> tuple[Tensor
     """z at the end, and what each estimate says that log p of z has gained: a step for each step of the grid."""
     nodes = torch.tensor(tableau.nodes, dtype=torch.float64)
     steps = path.w.diff()
-    times = path.times(path.w[:-1, None] + steps[:, None] * nodes)
+    right = field.at(path.times(path.w[:-1, None] + steps[:, None] * nodes).flatten())
     gained: Tensor | float = 0.0
-    for h, at in zip(steps.tolist(), times, strict=True):
+    numbers = itertools.count()
+    for h in steps.tolist():
         slopes: list[Tensor] = []
         gains: list[Tensor] = []
-        for row, t in zip(tableau.rows, at, strict=True):
-            slope, gain = field(z + h * _weighed(row, slopes), t)
+        for row in tableau.rows:
+            slope, gain = right(z + h * _weighed(row, slopes), next(numbers))
             slopes.append(slope)
             gains.append(gain)
         z = z + h * _weighed(tableau.weights, slopes)
@@ -134,11 +166,11 @@ def fixed(field: Field, z: Tensor, path: Path, tableau: Tableau) -> tuple[Tensor
 def adaptive(field: Field, z: Tensor, path: Path, rtol: float, atol: float) -> tuple[Tensor, Tensor]:
     """The same by Dormand and Prince's pair of orders 5 and 4, by torchdiffeq; the state is float64."""
     odeint = _torchdiffeq()
-    estimates = len(field(z, torch.tensor(path.start, dtype=torch.float64))[1])
+    estimates = len(field.at(torch.tensor([path.start], dtype=torch.float64))(z, 0)[1])
     state = z.double(), torch.zeros(estimates, len(z), dtype=torch.float64, device=z.device)
 
     def right(w: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        slope, gain = field(state[0], path.times(w.cpu()))
+        slope, gain = field.at(path.times(w.cpu())[None])(state[0], 0)
         return slope.double(), gain
 
     ends = path.w[[0, -1]].to(z.device)
@@ -255,7 +287,7 @@ def log_likelihood(
             state = x[part].detach().to(device=device, dtype=dtype, copy=True).contiguous()
             own, first = (seeds[part], 0) if seeds.ndim else (seeds, first_sample + start)
             field = Field(score, estimator, Probes(state, probes, own, distribution, first_sample=first), bar)
-            sizes = [field.size(torch.tensor(t, dtype=torch.float64)) for t in (path.start, path.end)]
+            sizes = [math.hypot(*map(float, score.sde.marginal(t))) for t in (path.start, path.end)]
             z = state / sizes[0]
             z, gained = adaptive(field, z, path, rtol, atol) if tableau is None else fixed(field, z, path, tableau)
             latent = sizes[1] * z.to(dtype)

@@ -264,3 +264,10 @@ def divergence(end: Value, source: Value) -> Value:
         unit = torch.eye(source.rows, dtype=torch.float64)[i]
         total = _apply(1, lambda unit=unit: unit[None], tangent(end, source, lambda unit=unit: unit), total)  # type: ignore[misc]
     return as_value(total, 1)
+
+
+def joined(a: Value, b: Value) -> Value:
+    """The rows of a, then those of b."""
+    rows = a.rows + b.rows
+    upper, lower = torch.eye(rows, dtype=torch.float64).split([a.rows, b.rows], dim=1)
+    return Linear(rows, a, lambda: upper, other=Linear(rows, b, lambda: lower))

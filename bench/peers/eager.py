@@ -24,13 +24,12 @@ def _module(problem: Trajectory) -> nn.Module:
     return nn.Sequential(*modules[:-1])
 
 
-def sampler(problem: Trajectory) -> Sampler:
-    """As Deveney et al. (arXiv 2311.15996) sample: step by step the network, its gradient by autograd, an update."""
+def network(problem: Trajectory) -> Callable[[Tensor, Tensor], Tensor]:
+    """The score at x and a time or times t: the network, or its gradient by autograd."""
     net, time_first = _module(problem), problem.net.time_first
-    shape = (problem.batch, problem.dimension)
 
     def score(x: Tensor, t: Tensor) -> Tensor:
-        column = t.expand(len(x), 1)
+        column = t.reshape(-1, 1).expand(len(x), 1)
         inputs = torch.cat((column, x) if time_first else (x, column), dim=1)
         return net(inputs)
 
@@ -39,15 +38,21 @@ def sampler(problem: Trajectory) -> Sampler:
         with torch.enable_grad():
             return torch.autograd.grad(score(x, t).sum(), x)[0]
 
+    return gradient if problem.potential else score
+
+
+def sampler(problem: Trajectory) -> Sampler:
+    """As Deveney et al. (arXiv 2311.15996) sample: step by step the score and an update."""
+    score, shape = network(problem), (problem.batch, problem.dimension)
+
     def prepare(start: Tensor | None, noise: float) -> Run:
         rows, times = problem.rows(noise).float(), problem.times.float()
-        network = gradient if problem.potential else score
 
         @torch.no_grad()
         def run() -> Tensor:
             x = problem.prior_std * torch.randn(shape) if start is None else start
             for row, t in zip(rows, times, strict=False):
-                x = row[0] * x + row[1] * network(x, t) + row[2] * torch.randn_like(x)
+                x = row[0] * x + row[1] * score(x, t) + row[2] * torch.randn_like(x)
             return x
 
         return run

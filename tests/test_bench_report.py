@@ -1,0 +1,108 @@
+"""What is made of measured times: slopes, comparisons of two runs, and the report."""
+
+import csv
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+pytest.importorskip("bench.timing", reason="bench/ is not beside the tests (a wheel's install)")
+pytest.importorskip("markdown", reason="the report needs markdown, of the extra 'bench'")
+from bench import compare, page, report
+from bench.machine import memory_of
+from bench.timing import Row
+
+
+def row(side, size, seconds, group="sizes", case=None, spread=0.1, **more):
+    time = seconds * 1e9 / size
+    return Row(
+        group,
+        case or f"{size} elements",
+        side,
+        2,
+        "ns/element",
+        median=time,
+        low=time * (1 - spread),
+        high=time * (1 + spread),
+        curve="combine",
+        size=size,
+        count=size,
+        **more,
+    )
+
+
+def test_slope_of_known_cost():
+    """A call that costs 10 us and n^1.5 ns: the slope of the larger half of the sizes is 1.5."""
+    rows = [row("fpfast", n, 1e-5 + 1e-9 * n**1.5) for n in (2**k for k in range(8, 27, 2))]
+    assert report.slope(rows) == pytest.approx(1.5, abs=0.01)
+    assert report.slope(rows[:2]) is None  # two points have no slope worth printing
+    printed = "\n".join(report.tables(rows))
+    assert re.search(r"1\.50\s+256 \.\. 6\.71089e\+07\s+2\s+fpfast\s+combine", printed)
+
+
+def results(**times):
+    rows = [row(side, 1024, seconds) for side, seconds in times.items()]
+    about = {"suite": "scaling", "commit": "abc", "date": "2026-01-01", "processor": "one"}
+    return {**about, "rows": [vars(one) for one in rows]}
+
+
+def test_runs_that_agree_and_that_do_not(tmp_path, capsys):
+    """Spreads of 10% on either side: a ratio of 2 has [1.64, 2.44]; 2.9 has [2.37, 3.54], 3.2 has [2.62, 3.91]."""
+    for name, other in (("first", 2.0), ("near", 2.9), ("far", 3.2)):
+        (tmp_path / name).write_text(json.dumps(results(fpfast=1e-6, jax=other * 1e-6)))
+    assert compare.main([tmp_path / "first", tmp_path / "near"]) == 0
+    assert "1 of 1 ratios agree" in capsys.readouterr().out
+    assert compare.main([tmp_path / "first", tmp_path / "far"]) == 1
+    assert "apart: 2 [1.64 .. 2.44] and 3.2 [2.62 .. 3.91]" in capsys.readouterr().out
+
+
+def test_memory_of_a_run():
+    if (idle := memory_of(lambda: None)) is None:
+        pytest.skip("Linux does not say here what a process held at most")
+    assert idle < 5
+    assert 60 < memory_of(lambda: bytearray(b"x") * 64 * 2**20) < 70  # written to, so really there
+
+
+class Links(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.outside, self.pictures, self.tables = [], 0, 0
+
+    def handle_starttag(self, tag, attrs):
+        named = dict(attrs)
+        self.outside += [named[key] for key in ("href", "src", "xlink:href") if not named.get(key, "#").startswith("#")]
+        self.pictures, self.tables = self.pictures + (tag == "svg"), self.tables + (tag == "table")
+
+
+def test_report(tmp_path):
+    """Every row is in every form; the page asks for nothing from elsewhere, and a loss is marked."""
+    rows = [row("fpfast", n, 1e-6, ratios={"fpfast": 1.0}) for n in (1024, 4096, 16384)]
+    rows += [row("jax", n, 5e-7, ratios={"fpfast": 0.5}, memory=3.0) for n in (1024, 4096, 16384)]
+    other = Row("overhead", "a|b <c>", "jax", 2, "us", median=2.0, low=1.0, high=3.0, ratios={"fpfast": 2.0})
+    rows += [other, Row("overhead", "a|b <c>", "torch eager", 2, "us", failed="ValueError: <no>")]
+    about = {
+        "suite": "scaling",
+        "commit": "abc",
+        "date": "now",
+        "processor": "one",
+        "rows": [vars(one) for one in rows],
+    }
+    (tmp_path / "scaling.json").write_text(json.dumps(about))
+    (tmp_path / "other.json").write_text("{}")  # of something else
+    page.write(tmp_path, tmp_path / "out")
+    lines = list(csv.DictReader((tmp_path / "out" / "rows.csv").open()))
+    assert [line["side"] for line in lines] == [one.side for one in rows]
+    assert (lines[3]["ratio"], lines[3]["memory"]) == ("0.5", "3.0")
+    text = (tmp_path / "out" / "report.md").read_text()
+    for part in ("**0.5**", "| combine | fpfast | 2 | 0.00 |", "a/b <c>"):
+        assert part in text
+    found = Links()
+    found.feed((tmp_path / "out" / "report.html").read_text())
+    assert (found.outside, found.pictures, found.tables) == ([], 2, 3)
+    assert "ValueError: &lt;no&gt;" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_report_of_nothing(tmp_path):
+    with pytest.raises(SystemExit, match="--results: expected a folder with result files"):
+        page.write(tmp_path, tmp_path)
