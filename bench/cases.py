@@ -113,7 +113,7 @@ def combine(settings: Settings) -> Iterator[Case]:
 def sizes(settings: Settings) -> Iterator[Case]:
     """What combine takes from 2^10 elements, where a call costs more than its work, to 2^26, far beyond the caches."""
     for power in (10, 12) if settings.quick else range(10, 27, 2):
-        shape = (2 ** (power - 8), 256)
+        shape = (2 ** (power - 5), 32)
         count = shape[0] * shape[1]
         sides = arithmetic.combine_sides(shape, settings.machine)
         yield Case("sizes", f"2^{power} elements", sides, "ns/element", count, curve="combine", size=count)

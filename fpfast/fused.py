@@ -185,7 +185,7 @@ class Fused:
         return self._end.rows
 
     def packed(self, what: str, first_row: int, dtype: torch.dtype) -> Packed:
-        """The program for "output", "gradient" (of a potential), "divergence" or "laplacian" of these two, or "A and B"."""
+        """The program for "output", "gradient" (of a potential), "divergence" or "laplacian" of these, or "A and B"."""
         key = what, first_row, dtype
         return self.remembered(key, lambda: Packed(self.program(what, first_row), dtype, self.level))
 

@@ -16,6 +16,7 @@ either end for a network that predicts the noise.
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import math
 import warnings
@@ -26,14 +27,16 @@ import torch
 from torch import Tensor
 
 from fpfast import noise
+from fpfast.backends import BACKENDS
 from fpfast.divergence import ESTIMATORS, Estimated, average, fuses
 from fpfast.errors import bad, integer, key, real
-from fpfast.fused import Fused
+from fpfast.fused import EXACT_DIVERGENCE, Fused
 from fpfast.points import DISTRIBUTIONS, Points, Probes
 from fpfast.sample import Bar, usable_device
 from fpfast.score import Score
 from fpfast.sde import SDE, as_float64
 from fpfast.times import grid
+from fpfast.trajectory import recognise
 
 
 class Likelihood(NamedTuple):
@@ -70,7 +73,7 @@ class Path:
 
 
 class Moments:
-    """Times at which the ODE's right side is wanted, and what is the same for all samples there, made for all at once."""
+    """Times at which the ODE's right side is wanted, and what all samples share there, made for all at once."""
 
     def __init__(self, rest: Rest, times: Tensor, dtype: torch.dtype) -> None:
         t = times.to(dtype).double().clamp(max=rest.sde.T)  # the network sees a t of its own dtype
@@ -228,8 +231,8 @@ def log_likelihood(
         times: a descending grid from T to t0 as for :func:`fpfast.sample`; None is the SDE's own, made for sampling.
             "asinh", even in sqrt(w), suits this ODE under every SDE.
         estimator: of div s, a key of ``fpfast.divergence.ESTIMATORS``. The default is "exact" in all dimensions: d
-            backward passes an evaluation (one call of the engine for compiled networks up to d = 16). For large d take
-            "hutchinson": ``probes`` backward passes.
+            backward passes an evaluation (one call of the engine for perceptrons up to d = 16 on the CPU). For large d
+            take "hutchinson": ``probes`` backward passes.
         probes: K random probes of each sample. Each is the same all along the path, and integrated on its own: so the
             standard error, which needs two, is that of log p. With K probes, log p is within ``value +- q error`` by
             Student's t with K - 1 degrees of freedom, if the estimates are about normal.
@@ -280,6 +283,8 @@ def log_likelihood(
     estimates, latents, most = [], [], 0
     starts = range(0, len(x), batch_size)
     total = None if tableau is None else len(starts) * (len(path.w) - 1) * len(tableau.nodes)
+    if estimator == "exact" and device.type == "cpu" and math.prod(x.shape[1:]) <= EXACT_DIVERGENCE:
+        score = _recognised(score, tuple(x.shape), dtype)
     held = score.net.held() if isinstance(score.net, Fused) else contextlib.nullcontext()
     with Bar(total=total, desc="likelihood", unit="evaluation", disable=not progress) as bar, held:
         for start in starts:
@@ -299,6 +304,16 @@ def log_likelihood(
     if nonfinite := int((~value.isfinite()).sum()):
         warnings.warn(f"{nonfinite} of {len(x)} log-likelihoods are NaN or infinite", RuntimeWarning, stacklevel=2)
     return Likelihood(value, error, estimator, most, torch.cat(latents))
+
+
+def _recognised(score: Score, shape: tuple[int, ...], dtype: torch.dtype) -> Score:
+    """With its network compiled, where the engine evaluates it."""
+    net = None if BACKENDS["cpu"].missing() else recognise(score, shape, dtype)[0]
+    if net is None or net is score.net:
+        return score
+    compiled = copy.copy(score)
+    compiled.net = net
+    return compiled
 
 
 def dequantise(

@@ -40,6 +40,16 @@ def fusible(
         return None, missing
     if device.type == "cuda" and dtype != torch.float32:
         return None, f"the state is {dtype}"
+    net, reason = recognise(score, shape, dtype)
+    if net is None:
+        return None, reason
+    if net.products != "float32" and engine != "cuda":
+        return None, f"products in {net.products} are the CUDA kernel's alone"
+    return (net, None) if (reason := _too_large(net, score, table, device, engine)) is None else (None, reason)
+
+
+def recognise(score: Score, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Fused | None, str | None]:
+    """The score's network, compiled if it was not, where the engine evaluates it; else why not."""
     if score.guidance is not None:
         return None, "a network with guidance returns a pair"
     if len(shape) != 2:
@@ -52,9 +62,7 @@ def fusible(
             want = f"a network compiled for dimension {shape[1]}, with {outputs} outputs"
             flat = ", flat" if net.flat else ""
             raise bad("score", want, f"dimension {net.dimension}, {net.outputs} outputs{flat}")
-        if net.products != "float32" and engine != "cuda":
-            return None, f"products in {net.products} are the CUDA kernel's alone"
-        return (net, None) if (reason := _too_large(net, score, table, device, engine)) is None else (None, reason)
+        return net, None
     if not isinstance(net, nn.Module):
         return None, "net is a function, not a torch.nn.Module"
     if dtype != torch.float32:
@@ -69,7 +77,7 @@ def fusible(
         fused.value(_what(score))
     except Unsupported as error:
         return None, str(error)
-    return (fused, None) if (reason := _too_large(fused, score, table, device, engine)) is None else (None, reason)
+    return fused, None
 
 
 def _engine(backend: str, device: torch.device) -> str | None:

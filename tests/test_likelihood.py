@@ -327,14 +327,17 @@ def test_every_kind_of_score_in_every_mode(predicts, mode):
 def test_compiled_networks(potential):
     torch.manual_seed(0)
     module = network.MLP(3, (16, 16), potential=potential, activation="tanh").train()
-    fused = fpfast.fused.compile(module, 3)
+    nets = [lambda x, t: module(x, t), fpfast.fused.compile(module, 3), module]  # the engine sees through no function
     predicts = "potential" if potential else "noise"
     x = torch.randn(30, 3)
     for options in ({}, {"estimator": "hutchinson", "probes": 2}):
-        plain, engine = (found(fpfast.Score(net, fpfast.VP(), predicts=predicts), x, steps=6, **options) for net in
-                         (module, fused))  # fmt: skip
+        plain, engine, itself = (
+            found(fpfast.Score(net, fpfast.VP(), predicts=predicts), x, steps=6, **options) for net in nets
+        )
         torch.testing.assert_close(engine.value, plain.value, rtol=1e-4, atol=1e-3)
-        assert engine.evaluations == 24
+        assert engine.evaluations == itself.evaluations == 24
+        if not options:
+            assert same_bits(itself.value, engine.value)  # a perceptron is recognised
     assert all(parameter.grad is None for parameter in module.parameters())
 
 
