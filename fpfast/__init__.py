@@ -10,6 +10,7 @@ from fpfast.residual import fp_residual
 from fpfast.sample import Info, sample
 from fpfast.score import Score
 from fpfast.sde import EDM, OU, VE, VP, Flow, SubVP
+from fpfast.shards import sample_to_folder
 from fpfast.solvers import SOLVERS
 from fpfast.times import TIMES
 
@@ -40,5 +41,6 @@ __all__ = [
     "model",
     "noise",
     "sample",
+    "sample_to_folder",
     "train",
 ]

@@ -29,6 +29,7 @@ from fpfast.network import load_mlp, load_tensors
 from fpfast.processes import join, leave
 from fpfast.sample import sample
 from fpfast.score import PREDICTIONS, Score
+from fpfast.shards import sample_to_folder
 from fpfast.solvers import SOLVERS
 
 BATCH = 2048  # activations of a small network then stay in the second-level cache
@@ -178,6 +179,11 @@ SAMPLE_OUT = {
 
 
 def run_sample(args: argparse.Namespace) -> None:
+    if len(args.out) == 1 and (Path(args.out[0]).is_dir() or not Path(args.out[0]).suffix):
+        run_sample_to_folder(args)
+        return
+    if args.shard is not None:
+        raise bad("--shard", "nothing beside files: it is for a folder", args.shard)
     paths = output.check(args.out, SAMPLE_OUT)
     score = load_score(args.net, args)
     processes = join()
@@ -200,6 +206,24 @@ def run_sample(args: argparse.Namespace) -> None:
     for path in paths:
         output.write(path, SAMPLE_OUT[path.suffix](x, info))
         print(f"wrote {path}")
+
+
+def run_sample_to_folder(args: argparse.Namespace) -> None:
+    score, (folder,), processes, began = load_score(args.net, args), args.out, join(), time.perf_counter()
+    found = sample_to_folder(
+        score,
+        (integer("--n", args.n, 1), *sample_shape(score)),
+        folder,
+        first_sample=args.first_sample,
+        shard_samples=args.shard,
+        processes=processes,
+        noise=args.noise,
+        **run_options(args),
+    )
+    if processes.first:
+        seconds, here = time.perf_counter() - began, " by the first process" if processes.count > 1 else ""
+        print(f"{args.n} samples in {len(found.shards)} files in {folder}: {found.made} made now{here} "
+              f"in {seconds:.2f} s, seed {args.seed}, {found.nonfinite} not finite")  # fmt: skip
 
 
 def _brief(values: torch.Tensor) -> str:
@@ -318,7 +342,10 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--n", "--samples", type=int, default=10_000,
                      help="samples; torchrun takes --n for its own (default: %(default)s)")  # fmt: skip
     one.add_argument("--first-sample", type=int, default=0, help="number of the first one (default: %(default)s)")
-    one.add_argument("--out", nargs="+", default=[], metavar="FILE", help=f"files ending in {', '.join(SAMPLE_OUT)}")
+    one.add_argument("--out", nargs="+", default=[], metavar="PATH",
+                     help=f"files ending in {', '.join(SAMPLE_OUT)}, or a folder: a run of any length, which goes on "
+                     "where it was stopped")  # fmt: skip
+    one.add_argument("--shard", type=int, metavar="N", help="samples a file of the folder (default: about 64 MiB)")
     _common(one)
 
     one = commands.add_parser("likelihood", help="mean log-likelihood of data under a network, bits per dimension")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -30,11 +31,16 @@ def check(paths: list[str], allowed: Mapping[str, Any]) -> list[Path]:
 
 
 def write(path: Path, writer: Writer) -> None:
-    """Calls ``writer`` with a temporary file beside ``path``, then puts it in its place; a failure leaves nothing."""
+    """Calls ``writer`` with a temporary file beside ``path``, then puts it in its place; a failure leaves nothing.
+
+    The file is on the disk before it has its name, and the name before this returns.
+    """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             writer(file)
+            file.flush()
+            os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
@@ -42,6 +48,17 @@ def write(path: Path, writer: Writer) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+    _flush(path.parent)
+
+
+def _flush(folder: Path) -> None:
+    """Makes sure that a name is on the disk, where folders can be opened."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def as_json(value: Any) -> Writer:

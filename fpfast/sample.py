@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 import warnings
 from collections.abc import Sequence
@@ -209,6 +210,21 @@ def sample(
     if captured is not None and captured.failed:
         graphs.remember_failure(score, str(not_graph))
     return out, Info(run.evaluations, seconds, backend, nonfinite, used, fused, not_fused, replayed, not_graph)
+
+
+def settled(score: Score, options: dict[str, Any]) -> tuple[dict[str, Any], Table]:
+    """All options of :func:`sample`, those that are not given by their defaults, and the table of the solver.
+
+    Raises what :func:`sample` would, for what does not take a network or a state to see.
+    """
+    bound = inspect.signature(sample).bind(score, (1,), **options)
+    bound.apply_defaults()
+    all_ = {name: value for name, value in bound.arguments.items() if name not in ("score", "shape")}
+    checked_names = ("solver", "final", "device", "dtype", "callback")
+    _checked(score, None, (1,), *(all_[name] for name in checked_names))
+    all_["noise"] = real("noise", all_["noise"], "a finite level that is not negative", low=0)
+    of_table = {name: all_[name] for name in ("solver", "times", "steps", "noise")}
+    return all_, _table(score, **of_table, last_noise=all_["final"] == "noise")[0]
 
 
 REMEMBERED_TABLES = 16

@@ -32,7 +32,7 @@ LAYERS = [
     ["compat.plan"],
     ["compat.edm", "compat.score_sde"],
     ["compat.levels", "compat.k_diffusion", "compat.__init__"],
-    ["gap", "likelihood", "certificate", "train", "model"],
+    ["gap", "likelihood", "certificate", "train", "model", "shards"],
     ["metrics", "data", "network", "convnet", "batches", "checkpoint", "processes"],
     ["output"],
     ["sample"],
