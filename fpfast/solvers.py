@@ -351,11 +351,15 @@ def pc(plan: Plan) -> Table:
     )
 
 
+TAKEN = {number for name, number in STREAMS.items() if name not in ("step", "corrector")}
+
+
 def checked(table: Any, steps: int) -> Table:
     """The table of a solver that is not one of SOLVERS, looked through.
 
     Raises TypeError for anything else, ValueError for rows of another shape or that are not finite, for slots that are
-    read before they are written, and for names: those of outputs begin with y, those of states do not.
+    read before they are written, for names (those of outputs begin with y, those of states do not), and for streams of
+    noise that are no solver's.
     """
     if not isinstance(table, Table):
         raise TypeError(f"solver: expected a function that returns a fpfast.solvers.Table, got {type(table).__name__}")
@@ -370,6 +374,8 @@ def checked(table: Any, steps: int) -> Table:
             raise bad(
                 "solver", "stages of up to four slots, whose output begins with y and whose state does not", stage
             )
+        if type(stage.stream) is not int or not 0 <= stage.stream < 2**16 or stage.stream in TAKEN:
+            raise bad("solver", 'a stream of noise.STREAMS for steps, "step" or "corrector"', repr(stage.stream))
         if stage.at is not None and evaluated:
             known.add(stage.output)
         read = {stage.of[0], *(name for name, c in zip(stage.of, row, strict=False) if c != 0)}

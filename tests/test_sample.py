@@ -166,6 +166,12 @@ def test_solvers_of_ones_own_that_are_refused():
         (made(y, lambda plan: make_row(plan.h[1:], 1.0)), ValueError, r"solver: expected coef of shape \(3, 1, 5\)"),
         (made(x, lambda plan: make_row(plan.h, 1.0, 1.0)), ValueError, r"written before they are read, got u"),
         (made(y._replace(output="u"), lambda plan: make_row(plan.h, 1.0)), ValueError, r"whose output begins with y"),
+        (
+            made(y._replace(stream=3), lambda plan: make_row(plan.h, 1.0)),
+            ValueError,
+            r"a stream of noise.STREAMS .* got 3",
+        ),
+        (made(y._replace(stream="step"), lambda plan: make_row(plan.h, 1.0)), ValueError, r"a stream of .* got 'step'"),
     ]:
         with pytest.raises(error, match=message):
             fpfast.sample(score, (4, 2), solver=solver, steps=3)
