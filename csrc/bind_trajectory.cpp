@@ -112,14 +112,19 @@ Trajectory make_trajectory(const py::dict& arguments, const std::vector<PortSpec
   return run;
 }
 
+// `broken`: the address of a number for each sample, or 0.
 void cpu_trajectory(const std::string& level, const py::dict& arguments, const std::vector<PortSpec>& inputs,
-                    const std::vector<PortSpec>& outputs, int tile, int threads) {
+                    const std::vector<PortSpec>& outputs, uintptr_t broken, bool freeze, int tile, int threads) {
   require(tile >= 0 && tile <= 3, "tile: expected 0 to 3 vectors");
+  require(!freeze || broken != 0, "freeze: expected an array to say which samples are");
   Trajectory run = make_trajectory(arguments, inputs, outputs, 1);
   run.tile = tile;
+  require(broken == 0 || (run.input_count > 0 && run.inputs[0].rows == run.dimension),
+          "inputs: expected the state first");
+  const Watch watch = {reinterpret_cast<int64_t*>(broken), freeze};
   const CpuKernels& kernels = kernels_of(level);
   py::gil_scoped_release release;
-  kernels.trajectory(run, threads < 1 ? 1 : threads);
+  kernels.trajectory(run, watch, threads < 1 ? 1 : threads);
 }
 
 #ifdef FPFAST_CUDA

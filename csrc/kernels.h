@@ -109,6 +109,12 @@ struct Trajectory {
   int64_t tile;  // vectors a tile, 1 to 3, or 0: the best for the number of samples
 };
 
+// What is kept of samples that are NaN or infinite after a step.
+struct Watch {
+  int64_t* broken;  // [samples]: the number of the first such step, 1 to steps; 0: none. Null: nobody asks
+  bool freeze;      // such a sample has the state that it had before that step, from then on
+};
+
 // The Fokker-Planck residual of a recognised network and the gradient of a loss of it, point by point. A value's jet
 // has, for each of its rows, columns
 //

@@ -99,6 +99,8 @@ def cpu_trajectory(
     arguments: dict[str, int],  # addresses and numbers by their names in csrc/kernels.h
     inputs: list[tuple[int, int, int]],
     outputs: list[tuple[int, int, int]],
+    broken: int,  # address, or 0
+    freeze: bool,
     tile: int,
     threads: int,
 ) -> None: ...

@@ -31,6 +31,7 @@ from fpfast.sample import sample
 from fpfast.score import PREDICTIONS, Score
 from fpfast.shards import sample_to_folder
 from fpfast.solvers import SOLVERS
+from fpfast.watch import ON_NONFINITE
 
 BATCH = 2048  # activations of a small network then stay in the second-level cache
 
@@ -192,6 +193,7 @@ def run_sample(args: argparse.Namespace) -> None:
         score,
         (len(share), *sample_shape(score)),
         noise=args.noise,
+        on_nonfinite=args.on_nonfinite,
         first_sample=args.first_sample + share.start,
         return_info=True,
         **run_options(args),
@@ -199,7 +201,8 @@ def run_sample(args: argparse.Namespace) -> None:
     x = processes.gather(part, args.n)
     if x is None:
         return
-    info = info._replace(nonfinite=int((~x.flatten(1).isfinite()).any(1).sum()))
+    if args.on_nonfinite == "ignore":
+        info = info._replace(nonfinite=int((~x.flatten(1).isfinite()).any(1).sum()))  # of all processes
     print(f"{args.n} samples in {info.seconds:.2f} s, {info.evaluations} network evaluations, "
           f"backend {info.backend}, seed {info.seed}, {info.nonfinite} not finite")  # fmt: skip
     print(f"mean {_brief(x.flatten(1).mean(0))}, std {_brief(x.flatten(1).std(0, correction=0))}")
@@ -218,6 +221,7 @@ def run_sample_to_folder(args: argparse.Namespace) -> None:
         shard_samples=args.shard,
         processes=processes,
         noise=args.noise,
+        on_nonfinite=args.on_nonfinite,
         **run_options(args),
     )
     if processes.first:
@@ -345,6 +349,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--out", nargs="+", default=[], metavar="PATH",
                      help=f"files ending in {', '.join(SAMPLE_OUT)}, or a folder: a run of any length, which goes on "
                      "where it was stopped")  # fmt: skip
+    one.add_argument("--on-nonfinite", default="ignore", choices=ON_NONFINITE,
+                     help="what to do with samples that become NaN or infinite (default: %(default)s)")  # fmt: skip
     one.add_argument("--shard", type=int, metavar="N", help="samples a file of the folder (default: about 64 MiB)")
     _common(one)
 
@@ -382,7 +388,7 @@ def main(argv: list[str] | None = None) -> int:
         if (threads := getattr(args, "threads", None)) is not None:
             torch.set_num_threads(integer("--threads", threads, 1, 4096))
         args.run(args)
-    except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, OSError, ImportError) as error:
         print(f"fpfast: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -29,6 +29,7 @@ from fpfast.program import Value, divergence, gradient, joined
 from fpfast.recognise import check_modules, known, marks, recognise, unchanged
 from fpfast.reference import Key
 from fpfast.traced import Unsupported, first_line
+from fpfast.watch import Watch
 
 __all__ = ["Fused", "Unsupported", "compile"]
 
@@ -466,6 +467,7 @@ class Packed:
         biases: Tensor,
         dimension: int,
         key: Key,
+        watch: Watch | None = None,
     ) -> None:
         """Steps of a trajectory; see ``native.Cpu.trajectory``."""
         self.cpu.trajectory(
@@ -481,4 +483,6 @@ class Packed:
             dimension=dimension,
             rows=self.program.rows,
             key=key,
+            broken=None if watch is None else watch.broken,
+            freeze=watch is not None and watch.freeze,
         )

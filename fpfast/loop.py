@@ -16,6 +16,7 @@ from fpfast.reference import Key
 from fpfast.rows import Rows, most_operands
 from fpfast.score import Score, checked
 from fpfast.solvers import Table
+from fpfast.watch import Watch
 
 REMEMBERED = 8  # of one table: weights of guidance, devices, dtypes
 Callback = Callable[[int, float, Tensor], Any]
@@ -58,16 +59,20 @@ class Loop:
         """Network calls for a batch that runs to the last step (fewer than the table's after a callback's stop)."""
         return int(self.table.evaluate[: self.steps].sum())
 
-    def __call__(self, x: Tensor, seed: Tensor, first_sample: int, bar: tqdm) -> Tensor:
+    def __call__(self, x: Tensor, seed: Tensor, first_sample: int, bar: tqdm, watch: Watch | None = None) -> Tensor:
         batch = Batch({"x": (x,)}, [x], x.new_empty(len(x)), seed, first_sample)
         kernels = backends.kernels(self.backend)
         stages = getattr(kernels, "stages", None)  # of the native kernels on the CPU
         self.native = None if stages is None else stages(self.rows.rows, x, seed, first_sample)
         for i in range(self.steps):
+            if watch is not None:
+                watch.remember(batch.slots["x"][0])
             if self.graphs is None:
                 self._step(i, batch)
             else:
                 self.graphs(i, batch, self._step)
+            if watch is not None:
+                watch.look(batch.slots["x"][0], i + 1)
             bar.update()
             wanted = self.callback is not None and i + 1 in self.callback_steps
             if wanted and self.callback(i + 1, self.ends[i], batch.slots["x"][0].clone()):  # type: ignore[misc]

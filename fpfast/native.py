@@ -174,13 +174,19 @@ class Cpu(_Pairs):
         dimension: int,
         rows: int,
         key: Key | None = None,
+        broken: Tensor | None = None,  # [samples] int64, as struct Watch has it; the state is the first input then
+        freeze: bool = False,
         tile: int = 0,
     ) -> None:
         """Runs steps of a recognised network on all samples of the ports' tensors; see csrc/kernels.h."""
         numbers = {"steps": evaluations.shape[0], "dimension": dimension, "rows": rows}
         arrays = {"program": program, "weights": weights, "biases": biases, "actions": actions}
         arguments = _trajectory({**arrays, "evaluations": evaluations, "coef": coef}, steps, numbers, inputs[0][0], key)
-        _native.cpu_trajectory(self.level, arguments, _ports(inputs), _ports(outputs), tile, torch.get_num_threads())
+        if broken is not None and (broken.shape != (arguments["samples"],) or broken.dtype != torch.int64):
+            raise bad("broken", f"int64 of shape ({arguments['samples']},)", f"{broken.dtype} of {tuple(broken.shape)}")
+        watch = (0 if broken is None else broken.data_ptr(), freeze)
+        ports = _ports(inputs), _ports(outputs)
+        _native.cpu_trajectory(self.level, arguments, *ports, *watch, tile, torch.get_num_threads())
 
     def residual(
         self,

@@ -23,6 +23,7 @@ from fpfast.sde import SDES
 from fpfast.solvers import SOLVERS, Plan, Solver, Table, checked
 from fpfast.times import grid
 from fpfast.trajectory import FusedLoop, fusible, schedule
+from fpfast.watch import ON_NONFINITE, Broken, Watch
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -34,7 +35,8 @@ class Info(NamedTuple):
     evaluations: int  # network calls for each batch
     seconds: float
     backend: str
-    nonfinite: int  # samples that hold a NaN or an infinity
+    nonfinite: int  # samples that hold a NaN or an infinity; with on_nonfinite="freeze", that were frozen
+    first_nonfinite: tuple[int, int] | None  # (sample, step) where one appeared first; None also if nobody looked
     seed: int | None
     fused: bool  # the network was recognised and ran inside the kernel
     not_fused: str | None  # else the reason
@@ -61,6 +63,7 @@ class Options(TypedDict, total=False):
     callback: Callback | None
     callback_steps: Sequence[int] | None
     graph: bool | Literal["auto"]
+    on_nonfinite: Literal["ignore", "freeze", "raise"]
 
 
 class Bar(tqdm):
@@ -98,6 +101,7 @@ def sample(
     callback: Callback | None = None,
     callback_steps: Sequence[int] | None = None,
     graph: bool | Literal["auto"] = "auto",
+    on_nonfinite: Literal["ignore", "freeze", "raise"] = "ignore",
     return_info: bool = False,
 ) -> Tensor | tuple[Tensor, Info]:
     """Samples by integrating dX = [a x - (1 + noise^2)/2 g^2 s] dt + noise g dW~ from T down (Song et al., 2011.13456).
@@ -126,6 +130,10 @@ def sample(
         callback_steps: the steps (1 to steps) after which it is called; default: all.
         graph: "auto": on a GPU, steps are captured in a CUDA graph and replayed where the network allows it (see
             below); True: an error where that cannot be; False: not.
+        on_nonfinite: "ignore": samples that hold NaN or infinity in the end are counted, and a warning says how many;
+            "freeze": such a sample stays in the last state that was finite, and the warning also says where the first
+            one was; "raise": an error says that, after the batch. The last two look at each step's state, without
+            waiting for the device.
         return_info: return (samples, :class:`Info`).
 
     The layers of a perceptron (see :mod:`fpfast.fused`) run inside the kernel, all steps in one go, on the CPU and,
@@ -151,8 +159,9 @@ def sample(
         ValueError, TypeError: an argument is of the wrong kind or out of range, or the network's parameters or outputs
             are; the message names it.
         RuntimeError: a named backend cannot serve, or graph is True and no step can be captured.
+        FloatingPointError: on_nonfinite is "raise", and samples became NaN or infinite.
 
-    Warns with RuntimeWarning when samples hold NaN or infinity.
+    Warns with RuntimeWarning when samples hold NaN or infinity, or were frozen.
     """
     shape = sizes("shape", shape, 1)
     noise = real("noise", noise, "a finite level that is not negative", low=0)
@@ -161,13 +170,14 @@ def sample(
     if graph is not True and graph is not False and graph != "auto":
         raise bad("graph", "'auto', True or False", repr(graph))
     device = _checked(score, x, shape, solver, final, device, dtype, callback)
+    watched = key("on_nonfinite", on_nonfinite, ON_NONFINITE) != "ignore"
     asked, backend = backend, backends.pick(backend, device.type, dtype)
     seeds = noises.seed_tensor(seed, shape[0], device)
     if seeds.ndim and first_sample:
         raise bad("first_sample", "0 where every sample has a seed of its own", first_sample)
     table, ends = _table(score, solver, times, steps, noise, final == "noise")
     chosen = _callback_steps(callback_steps, len(ends))
-    net, not_fused = fusible(score, table, shape, asked, device, dtype)
+    net, not_fused = fusible(score, table, shape, asked, device, dtype, watched)
     fused = net is not None
     not_graph = "the network runs in the fused engine" if fused else graphs.obstacle(graph, score, device, backend)
     if graph is True and not_graph is not None:
@@ -180,6 +190,7 @@ def sample(
     else:
         run = FusedLoop(schedule(net, score, table, asked, device, dtype), table, ends, callback, chosen)
     out = torch.empty(shape, dtype=dtype, device=device)
+    broken = Broken()
     began = time.perf_counter()
     with Bar(total=len(starts) * run.steps, desc="sampling", unit="step", disable=not progress) as bar:
         for start in starts:
@@ -193,14 +204,21 @@ def sample(
                 )
             else:
                 state = x[part].to(device=device, dtype=dtype, copy=True).contiguous()
-            samples = run(state, own, first, bar)
+            watch = Watch(state, on_nonfinite == "freeze") if watched else None
+            samples = run(state, own, first, bar, watch)
+            if watch is not None:
+                broken = broken.with_batch(watch, start)
+                if broken.samples and on_nonfinite == "raise":
+                    raise FloatingPointError(f"net: {broken.says(on_nonfinite, part.stop, ends)}")
             if len(starts) == 1:
                 out = samples
             else:
                 out[part] = samples
-    nonfinite = _nonfinite(out)
+    nonfinite = broken.samples if watched else _nonfinite(out)
     if nonfinite:
-        warnings.warn(f"{nonfinite} of {shape[0]} samples hold NaN or infinity", RuntimeWarning, stacklevel=2)
+        said = f"{nonfinite} of {shape[0]} samples {ON_NONFINITE['ignore']}"
+        said = broken.says(on_nonfinite, shape[0], ends) if watched else said
+        warnings.warn(said, RuntimeWarning, stacklevel=2)
     if not return_info:
         return out
     used = None if seeds.ndim else int(seeds) % 2**64
@@ -209,7 +227,9 @@ def sample(
     replayed, not_graph = (False, not_graph) if captured is None else (captured.replayed, captured.missing)
     if captured is not None and captured.failed:
         graphs.remember_failure(score, str(not_graph))
-    return out, Info(run.evaluations, seconds, backend, nonfinite, used, fused, not_fused, replayed, not_graph)
+    return out, Info(
+        run.evaluations, seconds, backend, nonfinite, broken.first, used, fused, not_fused, replayed, not_graph
+    )
 
 
 def settled(score: Score, options: dict[str, Any]) -> tuple[dict[str, Any], Table]:

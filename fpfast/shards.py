@@ -30,6 +30,7 @@ from fpfast.errors import bad, integer, sizes
 from fpfast.processes import Processes
 from fpfast.sample import Bar, sample, settled
 from fpfast.score import Score
+from fpfast.watch import ON_NONFINITE
 
 FORMAT = 1
 SHARD_BYTES = 1 << 26
@@ -45,7 +46,7 @@ class Shard(NamedTuple):
     file: str
     first: int  # number of its first sample
     samples: int
-    nonfinite: int
+    nonfinite: int  # samples that hold NaN or infinity, or were frozen
     sha256: str
 
 
@@ -88,6 +89,7 @@ def sample_to_folder(
         ValueError: an argument is out of range, or the folder is another run's.
         RuntimeError: another process is writing to the folder.
         OSError: the folder cannot be written, or the disk is full; what was done stays done.
+        FloatingPointError: as :func:`fpfast.sample`.
 
     Warns with RuntimeWarning of files that were made again, and when samples hold NaN or infinity.
     """
@@ -119,7 +121,13 @@ def sample_to_folder(
                 if isinstance(found, str):
                     if path.exists():
                         mended.append(f"{path.name}: {found}")
-                    _make(path, run, score, (count, *shape[1:]), first_sample + start, seed, options)
+                    try:
+                        _make(path, run, score, (count, *shape[1:]), first_sample + start, seed, options)
+                    except FloatingPointError as error:
+                        raise FloatingPointError(f"{path.name}: {error}") from error
+                    except OSError as error:
+                        said = f"{error.strerror} (what was done stays; call again to go on)"
+                        raise OSError(error.errno, said, str(path)) from error
                     made += count
                 bar.update()
         processes.wait()
@@ -130,7 +138,8 @@ def sample_to_folder(
         warnings.warn(f"made again: {'; '.join(mended)}", RuntimeWarning, stacklevel=2)
     nonfinite = sum(shard.nonfinite for shard in shards)
     if nonfinite:
-        warnings.warn(f"{nonfinite} of {shape[0]} samples hold NaN or infinity", RuntimeWarning, stacklevel=2)
+        said = ON_NONFINITE[options.get("on_nonfinite", "ignore")]
+        warnings.warn(f"{nonfinite} of {shape[0]} samples {said}", RuntimeWarning, stacklevel=2)
     return Written(shards, made, mended, nonfinite)
 
 
@@ -187,7 +196,7 @@ def _described(score: Score, options: dict[str, Any]) -> dict[str, Any]:
         "solver": solver if isinstance(solver, str) else solver.__qualname__,
         "steps": len(table.coef),
         "times": times if times is None or isinstance(times, str) else "a sequence",
-        **{name: known[name] for name in ("noise", "final", "backend", "batch_size", "graph")},
+        **{name: known[name] for name in ("noise", "final", "backend", "batch_size", "graph", "on_nonfinite")},
         **{name: str(known[name]) for name in ("dtype", "device")},
         "table": digest.hexdigest(),
         "fpfast": metadata.version("fpfast"),
@@ -267,12 +276,10 @@ def _make(
     options: dict[str, Any],
 ) -> None:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "[0-9]+ of [0-9]+ samples hold NaN", RuntimeWarning)  # said once, at the end
-        x = sample(score, shape, seed=seed, first_sample=first, **options)
-    assert isinstance(x, Tensor)
+        warnings.filterwarnings("ignore", "[0-9]+ of [0-9]+ samples ", RuntimeWarning)  # said once, at the end
+        x, info = sample(score, shape, seed=seed, first_sample=first, return_info=True, **options)
     x = x.cpu()
-    nonfinite = int((~x.isfinite()).reshape(len(x), -1).any(1).sum())
-    about = {"run": run["name"], "first": first, "samples": len(x), "nonfinite": nonfinite}
+    about = {"run": run["name"], "first": first, "samples": len(x), "nonfinite": info.nonfinite}
     # One item, as safetensors writes several in an order that changes.
     content = save({"samples": x}, {"fpfast": json.dumps({**about, "sha256": _digest(about, x)})})
 

@@ -18,6 +18,7 @@ from fpfast.packing import up
 from fpfast.reference import Key
 from fpfast.score import Score
 from fpfast.solvers import Table
+from fpfast.watch import Watch
 
 if TYPE_CHECKING:
     from fpfast.native import Cuda
@@ -29,7 +30,13 @@ WORK = {"cpu": 2 * 10**10, "cuda": 10**14}
 
 
 def fusible(
-    score: Score, table: Table, shape: tuple[int, ...], backend: str, device: torch.device, dtype: torch.dtype
+    score: Score,
+    table: Table,
+    shape: tuple[int, ...],
+    backend: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    watched: bool = False,
 ) -> tuple[Fused | None, str | None]:
     """The network if the fused engine runs it, else why not. ``backend`` is the one that the user asked for."""
     if device.type not in ENGINES:
@@ -40,6 +47,8 @@ def fusible(
         return None, missing
     if device.type == "cuda" and dtype != torch.float32:
         return None, f"the state is {dtype}"
+    if device.type == "cuda" and watched:
+        return None, "on_nonfinite is not 'ignore', and the engine looks after no step on a GPU"
     net, reason = recognise(score, shape, dtype)
     if net is None:
         return None, reason
@@ -141,9 +150,11 @@ class Schedule:
         self.coef = table.coef.to(dtype)
         self.biases = self.program.biases(table.times[table.evaluate], dtype)
 
-    def run(self, slots: list[tuple[Tensor, int]], steps: tuple[int, int], key: Key) -> None:
+    def run(
+        self, slots: list[tuple[Tensor, int]], steps: tuple[int, int], key: Key, watch: Watch | None = None
+    ) -> None:
         plan = self.plan
-        self.packed.run(slots, plan.actions, steps, plan.bias_rows, self.coef, self.biases, self.dimension, key)
+        self.packed.run(slots, plan.actions, steps, plan.bias_rows, self.coef, self.biases, self.dimension, key, watch)
 
 
 class GpuSchedule:
@@ -159,7 +170,7 @@ class GpuSchedule:
         numbers = _numbers(self.program, table, packing.fragments)
         self.there = {name: tensor.to(device).contiguous() for name, tensor in {**self.host, **numbers}.items()}
 
-    def run(self, slots: list[tuple[Tensor, int]], steps: tuple[int, int], key: Key) -> None:
+    def run(self, slots: list[tuple[Tensor, int]], steps: tuple[int, int], key: Key, watch: None = None) -> None:
         self.kernels.trajectory(
             inputs=slots,
             outputs=slots,
@@ -188,7 +199,7 @@ class TritonSchedule:
         }
         self.there = {name: tensor.to(device).contiguous() for name, tensor in numbers.items()}
 
-    def run(self, slots: list[tuple[Tensor, int]], steps: tuple[int, int], key: Key) -> None:
+    def run(self, slots: list[tuple[Tensor, int]], steps: tuple[int, int], key: Key, watch: None = None) -> None:
         states = [state for state, _ in slots]
         self.kernels.trajectory(states=states, device=self.there, steps=steps, rows=self.program.rows, key=key)
 
@@ -240,12 +251,12 @@ class FusedLoop:
     def evaluations(self) -> int:
         return int(self.table.evaluate[: self.steps].sum())
 
-    def __call__(self, x: Tensor, seed: Tensor, first_sample: int, bar: tqdm) -> Tensor:
+    def __call__(self, x: Tensor, seed: Tensor, first_sample: int, bar: tqdm, watch: Watch | None = None) -> Tensor:
         kept = self.schedule.plan.kept
         slots = [(x if name == "x" else torch.zeros_like(x), row) for name, row in kept.items()]
         start = 0
         for stop in self._stops(len(x)):
-            self.schedule.run(slots, (start, stop), Key(seed, first_sample, 0, 0))
+            self.schedule.run(slots, (start, stop), Key(seed, first_sample, 0, 0), watch)  # type: ignore[arg-type]
             bar.update(stop - start)
             start = stop
             wanted = self.callback is not None and stop in self.callback_steps

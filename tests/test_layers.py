@@ -55,7 +55,7 @@ LAYERS = [
     ["assemble"],
     ["program"],
     ["activation"],
-    ["sde"],
+    ["sde", "watch"],
     ["noise"],
     ["pair_ops"],
     ["ops"],

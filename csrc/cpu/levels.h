@@ -7,7 +7,7 @@ namespace fpfast {
 struct CpuKernels {
   void (*combine)(const Combine&, int threads);
   void (*noise)(float* out, Kind, const Noise&, int64_t samples, int64_t elements, int threads);
-  void (*trajectory)(const Trajectory&, int threads);
+  void (*trajectory)(const Trajectory&, const Watch&, int threads);
   void (*residual)(const Residual&, int threads);
   void (*pair)(const Probed&, int threads);         // out = c0 x + c1 y +- cz v
   void (*defect)(const Probed&, int threads);       // out = (x - (y+ + y-) / 2) c1 + c0 x, and its norms
@@ -18,11 +18,11 @@ struct CpuKernels {
   int jet_rows;                                     // the same for jets
 };
 
-#define FPFAST_DECLARE_LEVEL(name)                     \
-  namespace name {                                     \
-  extern const CpuKernels kernels;                     \
-  void run_trajectory(const Trajectory&, int threads); \
-  void run_residual(const Residual&, int threads);     \
+#define FPFAST_DECLARE_LEVEL(name)                                   \
+  namespace name {                                                   \
+  extern const CpuKernels kernels;                                   \
+  void run_trajectory(const Trajectory&, const Watch&, int threads); \
+  void run_residual(const Residual&, int threads);                   \
   }
 FPFAST_DECLARE_LEVEL(baseline)
 FPFAST_DECLARE_LEVEL(avx2)

@@ -105,12 +105,32 @@ void combine(const Trajectory& run, const Tile<T, P>& tile, const Action& a, con
   }
 }
 
+// After a step. `before`: the state before it, where samples are to be frozen. The state is the first input.
 template <class T, int P>
-void run_tile(const Trajectory& run, T* workspace, int64_t start) {
+void look(const Trajectory& run, const Watch& watch, const Tile<T, P>& tile, const T* before, int64_t step,
+          int64_t start, int64_t count) {
+  constexpr int64_t width = Tile<T, P>::width;
+  T* const state = tile.row(run.inputs[0].row);
+  alignas(64) T zero[width] = {};  // 0 x is NaN where x is not finite
+  for (int64_t r = 0; r < run.dimension; ++r)
+    for (int64_t k = 0; k < width; ++k) zero[k] += T(0) * state[r * width + k];
+  for (int64_t k = 0; k < count; ++k) {
+    int64_t& broken = watch.broken[start + k];
+    if (broken == 0 && zero[k] == 0) continue;
+    if (broken == 0) broken = step + 1;
+    if (watch.freeze)
+      for (int64_t r = 0; r < run.dimension; ++r) state[r * width + k] = before[r * width + k];
+  }
+}
+
+template <class T, int P>
+void run_tile(const Trajectory& run, const Watch& watch, T* workspace, int64_t start) {
   const Tile<T, P> tile = {workspace};
+  T* const before = tile.row(run.rows);
   const int64_t count = std::min<int64_t>(tile.width, run.samples - start);
   for (int n = 0; n < run.input_count; ++n) copy_in(tile, run.inputs[n], start, count);
-  for (int64_t step = run.first_step; step < run.last_step; ++step)
+  for (int64_t step = run.first_step; step < run.last_step; ++step) {
+    if (watch.freeze) std::copy_n(tile.row(run.inputs[0].row), run.dimension * tile.width, before);
     for (int64_t n = 0; n < run.count; ++n) {
       const Action& a = run.actions[n];
       if (a.stage == nothing) {
@@ -123,22 +143,24 @@ void run_tile(const Trajectory& run, T* workspace, int64_t start) {
       else if (run.evaluations[at] != nothing)
         evaluate(run, tile, static_cast<const T*>(run.biases) + run.evaluations[at] * run.bias_width, a.in, a.out);
     }
+    if (watch.broken) look(run, watch, tile, before, step, start, count);
+  }
   for (int n = 0; n < run.output_count; ++n) copy_out(tile, run.outputs[n], start, count);
 }
 
 template <class T, int P>
-void run_tiles(const Trajectory& run, int threads) {
+void run_tiles(const Trajectory& run, const Watch& watch, int threads) {
   constexpr int64_t width = Tile<T, P>::width;
   const int64_t tiles = (run.samples + width - 1) / width;
   bool short_of_memory = false;
 #pragma omp parallel num_threads(int(std::min<int64_t>(threads, tiles))) reduction(|| : short_of_memory)
   {
-    const size_t bytes = size_t(run.rows * width) * sizeof(T);
+    const size_t bytes = size_t((run.rows + (watch.freeze ? run.dimension : 0)) * width) * sizeof(T);
     T* workspace = static_cast<T*>(::operator new(bytes, std::align_val_t(64), std::nothrow));
     short_of_memory = workspace == nullptr;
 #pragma omp for schedule(dynamic)
     for (int64_t n = 0; n < tiles; ++n)
-      if (workspace) run_tile<T, P>(run, workspace, n * width);
+      if (workspace) run_tile<T, P>(run, watch, workspace, n * width);
     ::operator delete(workspace, std::align_val_t(64));
   }
   if (short_of_memory) throw std::bad_alloc();
@@ -157,20 +179,20 @@ int best_tile(int64_t vectors, int threads) {
 }
 
 template <class T>
-void run_all(const Trajectory& run, int threads) {
+void run_all(const Trajectory& run, const Watch& watch, int threads) {
   const int64_t vectors = (run.samples + lanes_of<T> - 1) / lanes_of<T>;
   switch (run.tile ? run.tile : best_tile(vectors, threads)) {
-    case 1: return run_tiles<T, 1>(run, threads);
-    case 2: return run_tiles<T, 2>(run, threads);
-    default: return run_tiles<T, 3>(run, threads);
+    case 1: return run_tiles<T, 1>(run, watch, threads);
+    case 2: return run_tiles<T, 2>(run, watch, threads);
+    default: return run_tiles<T, 3>(run, watch, threads);
   }
 }
 
 }  // namespace
 
-void run_trajectory(const Trajectory& run, int threads) {
+void run_trajectory(const Trajectory& run, const Watch& watch, int threads) {
   if (run.samples == 0) return;
-  run.float64 ? run_all<double>(run, threads) : run_all<float>(run, threads);
+  run.float64 ? run_all<double>(run, watch, threads) : run_all<float>(run, watch, threads);
 }
 
 }  // namespace FPFAST_LEVEL
