@@ -136,7 +136,8 @@ class CpuStages {
         noise_(make_noise(seeds, seeds_per_sample, first_sample, 0, 0)),
         threads_(threads < 1 ? 1 : threads) {
     check_sizes(samples, elements, first_sample, 0);
-    require(count >= 0, "count: expected a number of rows");
+    require(count >= 0 && count < (int64_t(1) << 40), "count: expected a number of rows");
+    require(rows != 0 || count == 0, "rows: a pointer is null");
   }
 
   void combine(int64_t row, uintptr_t out, const std::vector<std::tuple<uintptr_t, int>>& operands, bool noisy,
@@ -144,6 +145,7 @@ class CpuStages {
     require(row >= 0 && row < count_, "row: expected one of the rows");
     require(stream >= 0 && stream < (1 << 16), "stream: expected 16 bits");
     require(draw >= 0 && draw <= int64_t(UINT32_MAX), "draw: expected 32 bits");
+    require(!noisy || noise_.seeds != nullptr, "noisy: expected seeds");
     Noise noise = noise_;
     noise.stream = uint32_t(stream), noise.draw = uint32_t(draw);
     if (!noisy) noise.seeds = nullptr;

@@ -109,7 +109,9 @@ class Exact(Backward):
 def fuses(score: Score, x: Tensor, t: Tensor) -> bool:
     """If the fused engine has the exact divergence of a score at x and t."""
     net = score.net
-    if not isinstance(net, Fused) or score.guidance is not None or net.dimension > EXACT_DIVERGENCE or x.ndim != 2:
+    if type(score) is not Score or not isinstance(net, Fused) or score.guidance is not None:
+        return False
+    if net.dimension > EXACT_DIVERGENCE or x.ndim != 2:
         return False
     return net.serves(x, t)
 

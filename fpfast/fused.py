@@ -156,8 +156,8 @@ class Fused:
         Such as one that asks for types, which are others while it is traced.
         """
         x, t = self._points()
+        got = self._evaluate(what, self._ends[what].rows, x, t)
         try:
-            got = self._evaluate(what, self._ends[what].rows, x, t)
             want = self._ask(what)
         except Exception as error:
             raise Unsupported(f"net cannot be called on {tuple(x.shape)}: {first_line(error)}") from error

@@ -53,10 +53,11 @@ class Rest(Score):
     """r = s + x / n^2, what a score has beside that of data N(0, I): the network's output, with another share of x."""
 
     def __init__(self, score: Score) -> None:
-        vars(self).update(vars(score))
+        vars(self).update(vars(score), outputs=score.outputs)  # which may be of a class of its own
+        self.of = score
 
     def affine(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        p, q = super().affine(t)
+        p, q = self.of.affine(t)
         alpha, std = self.sde.marginal(as_float64(t))
         return p + 1 / (alpha**2 + std**2), q
 
@@ -347,6 +348,9 @@ def dequantise(
     if not bool(((whole == whole.round()) & (whole >= 0) & (whole < levels)).all()):
         raise bad("x", f"whole numbers in [0, {levels - 1}]", f"{float(whole.min())} to {float(whole.max())}")
     first_sample = integer("first_sample", first_sample, 0, 2**48 - len(x))
+    seed = noise.seed_tensor(seed, len(x), x.device)
+    if seed.ndim and first_sample:
+        raise bad("first_sample", "0 where every sample has a seed of its own", first_sample)
     u = noise.uniform(seed, x.shape, first_sample=first_sample, stream="data", draw=1, device=x.device)
     return (low + (high - low) / levels * (whole + u)).to(dtype)
 

@@ -16,6 +16,7 @@ from fpfast.reference import Key
 from fpfast.rows import Rows, most_operands
 from fpfast.score import Score, checked
 from fpfast.solvers import Table
+from fpfast.tables import is_output
 from fpfast.watch import Watch
 
 REMEMBERED = 8  # of one table: weights of guidance, devices, dtypes
@@ -49,6 +50,7 @@ class Loop:
         self.direct = score.direct
         self.rows = _prepared(table, weights, device, dtype)
         self.one_output = len({stage.output for stage in table.stages}) == 1 and not any(s.keep for s in table.stages)
+        self.keeps_states = any(not is_output(slot) for stage in table.stages for slot, _ in stage.keep)
         self.graphs: Graphs | None = None
         if lengths:
             self.table_times = table.times.to(device, dtype)
@@ -92,7 +94,8 @@ class Loop:
             first = slots[stage.of[0]][0]
             operands = [first, *[slots[name][which] for name, which in read]]
             # In place where nothing else needs the old value.
-            out = first if stage.to == stage.of[0] and not stage.keep else _free(batch.states, slots)
+            alone = stage.to == stage.of[0] and not stage.keep and not (self.keeps_states and _shared(first, slots))
+            out = first if alone else _free(batch.states, slots)
             if native is not None:
                 native(i * self.rows.stages + j, out, operands, noisy, stage.stream, i)
                 ops.changed(out)
@@ -162,6 +165,11 @@ def _prepared(table: Table, weights: tuple[float, ...], device: torch.device, dt
             table.prepared.clear()
         table.prepared[wanted] = Rows(table, weights, device, dtype)
     return table.prepared[wanted]
+
+
+def _shared(state: Tensor, slots: Slots) -> bool:
+    """If more than one slot holds a state."""
+    return sum(tensors[0] is state for tensors in slots.values()) > 1
 
 
 def _free(states: list[Tensor], slots: Slots) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from fpfast import backends
 from fpfast.errors import bad, key, sizes
 from fpfast.reference import KINDS, Key
-from fpfast.vmap import by_slices
+from fpfast.vmap import by_slices, refuse_forward_mode
 
 MAX_OPERANDS = 4
 COEFFICIENTS = MAX_OPERANDS + 1
@@ -151,6 +151,7 @@ def _check_combine(x: Tensor, ys: Sequence[Tensor], coef: Tensor, seed: Tensor |
         raise bad("coef", f"a contiguous (5,) or ({x.shape[0]}, 5)", tuple(coef.shape))
     if coef.dtype != x.dtype:
         raise bad("coef", f"{x.dtype} as x", coef.dtype)
+    refuse_forward_mode((x, *ys))
     for name, extra in (("coef", coef), ("seed", seed)):
         if extra is not None and extra.device != x.device:
             raise bad(name, f"a tensor on {x.device} as x", extra.device)
@@ -174,8 +175,8 @@ def combine(
     """x' = ((c0 x + c1 y1) + c2 y2 + c3 y3) + cz z, in exactly this order, every operation rounded by itself.
 
     z ~ N(0, I) is drawn by Philox under (seed, sample, element, stream, draw), see docs/noise.md. Differentiable in x
-    and ys, not in coef. Raises ValueError for a wrong shape, dtype, device, layout or noise number, RuntimeError for a
-    backend that cannot serve.
+    and ys, backwards, not in coef. Raises ValueError for a wrong shape, dtype, device, layout or noise number,
+    RuntimeError for a backend that cannot serve, and for tangents of forward mode.
     """
     _check_combine(x, ys, coef, seed)
     _check_noise(x.shape[0], seed, first_sample, stream, draw)

@@ -24,7 +24,7 @@ from fpfast import backends
 from fpfast.errors import bad, key
 from fpfast.ops import _check_noise, _library
 from fpfast.reference import KINDS, Key
-from fpfast.vmap import by_slices
+from fpfast.vmap import by_slices, refuse_forward_mode
 
 _PROBE = "Tensor seed, SymInt first_sample, int stream, SymInt draw, str kind, str backend"
 _library.define(f"pair(Tensor x, Tensor y, Tensor coef, {_PROBE}) -> Tensor")
@@ -189,6 +189,7 @@ def _check(x: Tensor, others: dict[str, tuple[Tensor, tuple[int, ...]]]) -> None
             raise bad(name, f"{x.dtype} on {x.device} as x", f"{tensor.dtype} on {tensor.device}")
         if not tensor.is_contiguous():
             raise bad(name, "a contiguous tensor", f"strides {tensor.stride()} for shape {tuple(tensor.shape)}")
+    refuse_forward_mode((x, *(tensor for tensor, _ in others.values())))
 
 
 def pair(

@@ -13,12 +13,13 @@ import operator
 import random
 import threading
 import weakref
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy
 import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fpfast.activation import softplus
@@ -29,6 +30,8 @@ from fpfast.traced import OfTime, State, Unsupported, first_line
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 CONTAINERS = (nn.ParameterList, nn.ParameterDict)  # never called, though they have a __call__ of their own
 TRACING = threading.Lock()  # torch.fx replaces nn.Module.__call__ for as long as it traces
+DRAWS = "net: its forward draws random numbers"
+TRIES = 3  # traces, as another thread may draw from Python's or numpy's generator meanwhile
 UNUSED = {*FUNCTIONS, "eq", "_assert"}  # calls that may stand in a forward without use: they change nothing
 
 
@@ -49,9 +52,14 @@ def recognise(net: nn.Module, dimension: int, time_column: bool) -> Recognised:
     check_modules(net)
     source = Input(dimension)
     time = OfTime((1,), lambda t: t[:, None]) if time_column else OfTime((), lambda t: t)
-    watch = _Watch()
     with TRACING:
-        graph, constants = _trace(net, watch)
+        for _ in range(TRIES):
+            watch, before = _Watch(), _states()
+            graph, constants = _trace(net, watch)
+            if all(map(numpy.array_equal, before, _states())):
+                break
+        else:
+            raise Unsupported(DRAWS)
     end = _read(net, graph, constants, [State(source), time])
     return Recognised(end.value, source, end.flat, watch.looked)
 
@@ -133,11 +141,10 @@ def _trace(net: nn.Module, watch: _Watch) -> tuple[fx.Graph, dict[str, Tensor]]:
     if missing := [p.name for p in signature[2:] if p.default is inspect.Parameter.empty]:
         raise Unsupported(f"net: its forward needs more than (x, t): {missing}")
     before = [(module, _snapshot(module)) for module in net.modules()]
-    random_states = _RandomStates()
     changed: set[str] = set()
     constants: dict[str, Tensor] = {}
     try:
-        with watch:
+        with watch, _NoDraws():
             graph = _Tracer().trace(net, concrete_args={p.name: p.default for p in signature[2:]})
     except Unsupported:
         raise
@@ -147,28 +154,23 @@ def _trace(net: nn.Module, watch: _Watch) -> tuple[fx.Graph, dict[str, Tensor]]:
         constants.update({name: value for name, value in vars(net).items() if name.startswith("_tensor_constant")})
         for module, old in before:
             changed |= _restore(module, old)
-        drawn = random_states.put_back()
     if changed := changed - set(constants):
         raise Unsupported(f"net: its forward sets attributes: {sorted(changed)}")
-    if drawn:
-        raise Unsupported("net: its forward draws random numbers")
     return graph, constants
 
 
-class _RandomStates:
-    """Of torch's, Python's and numpy's default generators."""
+class _NoDraws(TorchDispatchMode):
+    """Refuses torch's random numbers, this thread's, before any is drawn: others draw from the same generator."""
 
-    def __init__(self) -> None:
-        self.torch, self.python, self.numpy = torch.get_rng_state(), random.getstate(), numpy.random.get_state()
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise Unsupported(DRAWS)
+        return func(*args, **(kwargs or {}))
 
-    def put_back(self) -> bool:
-        """If something was drawn since."""
-        now = _RandomStates()
-        torch.set_rng_state(self.torch)
-        random.setstate(self.python)
-        numpy.random.set_state(self.numpy)
-        same = torch.equal(now.torch, self.torch) and now.python == self.python
-        return not (same and all(numpy.array_equal(a, b) for a, b in zip(now.numpy, self.numpy, strict=True)))
+
+def _states() -> list[Any]:
+    """Of Python's and numpy's default generators."""
+    return [*random.getstate()[1:], *cast(tuple[Any, ...], numpy.random.get_state())[1:]]
 
 
 Snapshot = dict[str, tuple[Any, Any]]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fpfast.solvers import Table
+from fpfast.tables import is_output
 
 
 class Read(NamedTuple):
@@ -62,10 +63,6 @@ class Rows:
         if not self._each:
             self._each = self.rows.view(-1, 5).unbind()
         return self._each[i * self.stages + j]
-
-
-def is_output(slot: str) -> bool:
-    return slot.startswith("y")
 
 
 def most_operands(table: Table, weights: tuple[float, ...]) -> int:

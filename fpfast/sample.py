@@ -20,7 +20,8 @@ from fpfast.fused import Fused
 from fpfast.loop import Callback, Loop
 from fpfast.score import Score
 from fpfast.sde import SDES
-from fpfast.solvers import SOLVERS, Plan, Solver, Table, checked
+from fpfast.solvers import SOLVERS, Plan, Solver, Table
+from fpfast.tables import checked
 from fpfast.times import grid
 from fpfast.trajectory import FusedLoop, fusible, schedule
 from fpfast.watch import ON_NONFINITE, Broken, Watch
@@ -261,13 +262,15 @@ def _table(
 ) -> tuple[Table, tuple[float, ...]]:
     """The solver's table and where its steps end; remembered, as short runs would spend much of their time here."""
     t = grid(score.sde, times, steps)
-    key = score.sde, score.predicts, solver, tuple(t.tolist()), noise, last_noise
-    # Only built-in classes are certain to give what they gave before.
-    remember = isinstance(solver, str) and type(score) is Score and type(score.sde) in SDES.values()
+    function = SOLVERS[solver] if isinstance(solver, str) else solver
+    key = score.sde, score.predicts, function, tuple(t.tolist()), noise, last_noise
+    # Only what is built in is certain to give what it gave before, and needs no looking through.
+    known_solver = getattr(function, "__module__", None) == Plan.__module__
+    remember = known_solver and type(score) is Score and type(score.sde) in SDES.values()
     if remember and (known := _tables.get(key)) is not None:
         return known
     plan = Plan(score, t, noise, last_noise)
-    table = SOLVERS[solver](plan) if isinstance(solver, str) else checked(solver(plan), len(t) - 1)
+    table = function(plan) if known_solver else checked(function(plan), len(t) - 1)
     made = table, tuple(plan.next.t.tolist())
     if remember:
         if len(_tables) >= REMEMBERED_TABLES:

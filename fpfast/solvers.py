@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fpfast.errors import bad
 from fpfast.noise import STREAMS
 from fpfast.score import Score
 
@@ -349,41 +348,6 @@ def pc(plan: Plan) -> Table:
         ),
         (Stage("x", ("x", "y"), at="x"), predictor, now),
     )
-
-
-TAKEN = {number for name, number in STREAMS.items() if name not in ("step", "corrector")}
-
-
-def checked(table: Any, steps: int) -> Table:
-    """The table of a solver that is not one of SOLVERS, looked through.
-
-    Raises TypeError for anything else, ValueError for rows of another shape or that are not finite, for slots that are
-    read before they are written, for names (those of outputs begin with y, those of states do not), and for streams of
-    noise that are no solver's.
-    """
-    if not isinstance(table, Table):
-        raise TypeError(f"solver: expected a function that returns a fpfast.solvers.Table, got {type(table).__name__}")
-    form = (steps, len(table.stages))
-    if tuple(table.coef.shape) != (*form, 5) or not tuple(table.times.shape) == tuple(table.evaluate.shape) == form:
-        raise bad("solver", f"coef of shape {(*form, 5)}, times and evaluate of {form}", tuple(table.coef.shape))
-    if not bool(table.coef.isfinite().all()):
-        raise bad("solver", "finite coefficients", "NaN or infinity")
-    known = {"x"}
-    for stage, row, evaluated in zip(table.stages, table.coef[0].tolist(), table.evaluate[0].tolist(), strict=True):
-        if not stage.output.startswith("y") or stage.to.startswith("y") or not 1 <= len(stage.of) <= 4:
-            raise bad(
-                "solver", "stages of up to four slots, whose output begins with y and whose state does not", stage
-            )
-        if type(stage.stream) is not int or not 0 <= stage.stream < 2**16 or stage.stream in TAKEN:
-            raise bad("solver", 'a stream of noise.STREAMS for steps, "step" or "corrector"', repr(stage.stream))
-        if stage.at is not None and evaluated:
-            known.add(stage.output)
-        read = {stage.of[0], *(name for name, c in zip(stage.of, row, strict=False) if c != 0)}
-        read |= {slot for slot, _ in stage.keep} | ({stage.at} if stage.at is not None and evaluated else set())
-        if not read <= known:
-            raise bad("solver", "slots that are written before they are read", ", ".join(sorted(read - known)))
-        known |= {stage.to, *(to for _, to in stage.keep)}
-    return table
 
 
 Solver = Callable[[Plan], Table]

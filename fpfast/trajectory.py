@@ -18,12 +18,14 @@ from fpfast.packing import up
 from fpfast.reference import Key
 from fpfast.score import Score
 from fpfast.solvers import Table
+from fpfast.tables import carried
 from fpfast.watch import Watch
 
 if TYPE_CHECKING:
     from fpfast.native import Cuda
 
 NOTHING = -1
+SPARE = "(spare)"  # a slot of our own
 ENGINES = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # backends that run networks whole, in order of preference
 # Floating-point operations in one native call: so long a progress bar, or Ctrl-C, has to wait.
 WORK = {"cpu": 2 * 10**10, "cuda": 10**14}
@@ -59,6 +61,8 @@ def fusible(
 
 def recognise(score: Score, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Fused | None, str | None]:
     """The score's network, compiled if it was not, where the engine evaluates it; else why not."""
+    if type(score) is not Score:
+        return None, f"{type(score).__name__} may say something else than its network"
     if score.guidance is not None:
         return None, "a network with guidance returns a pair"
     if len(shape) != 2:
@@ -134,8 +138,7 @@ class Plan:
         self.rows = len(rows) * up(dimension, layout.rows)
         self.actions = torch.tensor(_actions(table, rows))
         self.bias_rows = torch.where(table.evaluate, table.evaluate.flatten().cumsum(0).view_as(table.evaluate) - 1, -1)
-        # What a step leaves for the next: the state, and what multistep solvers keep.
-        self.kept = {name: rows[name] for name in ("x", *(to for stage in table.stages for _, to in stage.keep))}
+        self.kept = {name: rows[name] for name in carried(table)}  # between native calls
 
 
 class Schedule:
@@ -287,7 +290,7 @@ def _slots(table: Table) -> list[str]:
             stage.output if stage.at else "x",
             *(to for _, to in stage.keep),
         ]
-        names += ["spare"] * bool(stage.keep)
+        names += [SPARE] * bool(stage.keep)
     return list(dict.fromkeys(names))
 
 
@@ -299,8 +302,8 @@ def _actions(table: Table, row: dict[str, int]) -> list[list[int]]:
             actions.append([1, number, row[stage.at], row[stage.output], 0, 0, 0, 0, 0, 0])
         operands = [row[name] for name in stage.of]
         # What is kept is the old value, which the result must not overwrite before.
-        to = row["spare"] if stage.keep else row[stage.to]
+        to = row[SPARE] if stage.keep else row[stage.to]
         actions.append([0, number, 0, to, len(operands), *operands, *[0] * (4 - len(operands)), stage.stream])
-        copies = [*stage.keep, ("spare", stage.to)] if stage.keep else []
+        copies = [*stage.keep, (SPARE, stage.to)] if stage.keep else []
         actions += [[0, NOTHING, row[source], row[target], 0, 0, 0, 0, 0, 0] for source, target in copies]
     return actions

@@ -355,3 +355,97 @@ def test_half_precision_and_gradients():
     y = X.clone().requires_grad_()
     scheduler.step(y, t, X).prev_sample.sum().backward()
     assert float(y.grad.abs().min()) > 0
+
+
+@pytest.mark.parametrize("solver", ["dpmpp_2m", "heun", "dpmpp_2m_sde", "exponential"])
+def test_buffers_may_be_used_again(solver):
+    """A sample that is overwritten by what step returned, and a network that always answers in one place."""
+    scheduler = FPFastScheduler(solver=solver, noise=0.0)
+    net = network(scheduler, "epsilon")
+    expected = run(scheduler, net, X)
+    scheduler.set_timesteps(16)
+    x, y = X.clone(), torch.empty_like(X)
+    for t in scheduler.timesteps:
+        y.copy_(net(x, t.expand(5)))
+        x.copy_(scheduler.step(y, t, x).prev_sample)
+    assert torch.equal(x, expected)
+
+
+@pytest.mark.parametrize("solver", ["dpmpp_2m", "heun", "dpmpp_2m_sde", "exponential"])
+def test_gradients_through_a_run(solver):
+    """Of a network's parameter, against a difference in float64."""
+    scheduler = FPFastScheduler(solver=solver, noise=0.0)
+
+    def end(w):
+        scheduler.set_timesteps(4)
+        x = X.double()
+        for t in scheduler.timesteps:
+            x = scheduler.step(torch.tanh(w * x), t, x).prev_sample
+        return x.sum()
+
+    w = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(end(w), w)
+    with torch.no_grad():
+        difference = (end(w + 1e-5) - end(w - 1e-5)) / 2e-5
+    assert float(gradient) == pytest.approx(float(difference), rel=1e-5)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_timesteps_by_value(solver):
+    """Two-stage solvers have each twice; the number alone says where a run is."""
+    scheduler = FPFastScheduler(solver=solver, noise=1.0, timestep_spacing="trailing")
+    net = network(scheduler, "epsilon")
+    expected = run(scheduler, net, X, generator=torch.Generator().manual_seed(0))
+    scheduler.set_timesteps(16)
+    x, generator = X, torch.Generator().manual_seed(0)
+    for t in scheduler.timesteps.tolist():
+        y = net(x, torch.full((5,), t))
+        x = scheduler.step(y, t, x, generator=generator).prev_sample
+    assert torch.equal(x, expected)
+
+
+def test_set_begin_index_begins_another_run():
+    scheduler = FPFastScheduler(solver="dpmpp_2m", noise=0.0)
+    net = network(scheduler, "epsilon")
+    found = []
+    for abandoned in (False, True):
+        scheduler.set_timesteps(10)
+        x = X
+        for t in scheduler.timesteps[:3] if abandoned else ():
+            x = scheduler.step(net(x, t.expand(5)), t, x).prev_sample
+        scheduler.set_begin_index(3)
+        x = X.flip(0)
+        for t in scheduler.timesteps[3:]:
+            x = scheduler.step(net(x, t.expand(5)), t, x).prev_sample
+        found.append(x)
+    assert torch.equal(*found)
+
+
+def test_zero_terminal_snr_of_every_schedule():
+    for schedule in SCHEDULES:
+        scheduler = FPFastScheduler(beta_schedule=schedule, rescale_betas_zero_snr=True, timestep_spacing="trailing")
+        assert bool((scheduler.alphas_cumprod.diff() < 0).all())
+        assert bool(run(scheduler, network(scheduler, "v_prediction"), X, steps=4).isfinite().all())
+
+
+def test_flow_grids_are_those_of_unipc():
+    from diffusers import UniPCMultistepScheduler
+
+    theirs = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0)
+    ours = FPFastScheduler.from_config(theirs.config)
+    for scheduler in (theirs, ours):
+        scheduler.set_timesteps(6)
+    assert torch.allclose(ours.timesteps, theirs.timesteps.float(), atol=1.0)  # theirs are cut to whole numbers
+    assert torch.allclose(ours.sigmas, theirs.sigmas, atol=1e-5)
+
+
+def test_more_that_is_refused():
+    with pytest.raises(ValueError, match=r"snr_shift_scale: expected 1\.0, got 3\.0"):
+        FPFastScheduler.from_config({"snr_shift_scale": 3.0})
+    scheduler = FPFastScheduler(solver="exponential")
+    for sigmas in ([1.0, 0.5, -0.2], [0.0]):
+        with pytest.raises(ValueError, match="sigmas: expected levels that are not negative, the first positive"):
+            scheduler.set_timesteps(sigmas=sigmas)
+    scheduler.set_timesteps(4)
+    with pytest.raises(ValueError, match="sample: expected a floating-point tensor"):
+        scheduler.step(X.long(), scheduler.timesteps[0], X.long())

@@ -152,3 +152,23 @@ def test_the_state_is_not_changed_and_half_precision_is_kept():
 def test_refused(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         ours.sample_dpmpp_2m_sde(*arguments, disable=True, **options)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_may_answer_in_one_place(name):
+    """As compiled networks and CUDA graphs do."""
+    place = torch.empty_like(X)
+
+    def reuses(x, sigma, seed=None):
+        return place.copy_(model(x, sigma))
+
+    found = [
+        getattr(ours, f"sample_{name}")(net, X * 10, SIGMAS, disable=True, extra_args={"seed": 0})
+        for net in (model, reuses)
+    ]
+    assert torch.equal(*found)
+
+
+def test_a_model_that_changes_its_input_is_refused():
+    with pytest.raises(ValueError, match="model: expected a model that leaves its input as it is"):
+        ours.sample_euler(lambda x, sigma, **extra: x.mul_(0.5), X.clone(), SIGMAS, disable=True)

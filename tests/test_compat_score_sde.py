@@ -197,3 +197,15 @@ def test_refused(change, message):
         score_sde.get_pc_sampler(**arguments)
     with pytest.raises(ValueError, match=r"config.sampling.method: expected one of 'pc', 'ode'"):
         score_sde.get_sampling_fn(config(method="sde"), VPSDE(), (3, 2), lambda x: x, 1e-3)
+
+
+def test_an_ode_that_cannot_be_solved():
+    sampler = score_sde.get_ode_sampler(VPSDE(), (4, 2), lambda x: x, device="cpu")
+
+    def model(x, labels):
+        return torch.where((labels < 500).reshape(-1, 1), torch.nan, -x)
+
+    with pytest.raises((RuntimeError, ValueError), match="model: the ODE could not be solved"):
+        sampler(model)
+    with pytest.raises(ValueError, match=r"eps: expected a time between 0 and 1\.0"):
+        score_sde.get_ode_sampler(VPSDE(), (4, 2), lambda x: x, eps=1.0, device="cpu")

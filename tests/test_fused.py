@@ -1,8 +1,10 @@
 """The fused engine against the module in float64: every activation, prediction kind, solver, shape and way of time."""
 
 import copy
+import random
 import threading
 
+import numpy
 import pytest
 import torch
 from conftest import native
@@ -207,3 +209,58 @@ def test_held(monkeypatch):
     next(net.parameters()).mul_(2)
     assert torch.allclose(engine(x, t), net(x, t), atol=1e-5)
     assert len(looks) == 3
+
+
+class Drawing(torch.nn.Module):
+    """Draws from one generator or another, and does nothing with it."""
+
+    def __init__(self, draw):
+        super().__init__()
+        self.layer, self.draw = torch.nn.Linear(3, 2), draw
+
+    def forward(self, x, t):
+        self.draw()
+        return self.layer(torch.cat([x, t[:, None]], dim=1))
+
+
+DRAWS = {
+    "torch": lambda: torch.rand(3),
+    "torch, in place": lambda: torch.empty(2).normal_(),
+    "python": random.random,
+    "numpy": numpy.random.random,
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_a_forward_that_draws_is_refused(name):
+    with pytest.raises(fused.Unsupported, match="net: its forward draws random numbers"):
+        fused.compile(Drawing(DRAWS[name]), 2)
+
+
+def test_no_number_is_drawn_twice_while_networks_are_traced():
+    """Other threads draw from torch's generator meanwhile; nobody winds it back."""
+    drawn, done = [], threading.Event()
+
+    def draw():
+        while not done.is_set():
+            drawn.append(float(torch.rand((), dtype=torch.float64)))
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    try:
+        for _ in range(20):
+            fused.compile(MLP(2, [4]), 2)
+    finally:
+        done.set()
+        thread.join()
+    assert len(drawn) > 20
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_an_engine_that_fails_is_not_taken_for_a_network_that_does(monkeypatch):
+    def fails(*arguments, **given):
+        raise MemoryError("engine out of memory")
+
+    monkeypatch.setattr(fused.Packed, "evaluate", fails)
+    with pytest.raises(MemoryError, match="engine out of memory"):
+        fused.compile(MLP(2, [4]), 2)

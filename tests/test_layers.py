@@ -39,6 +39,7 @@ LAYERS = [
     ["trajectory"],
     ["loop"],
     ["graph", "rows"],
+    ["tables"],
     ["solvers", "times", "mixture"],
     ["losses"],
     ["residual"],
@@ -63,7 +64,8 @@ LAYERS = [
     ["native"],
     ["packing"],
     ["reference"],
-    ["errors", "vmap"],
+    ["vmap"],
+    ["errors"],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 FILES = sorted(".".join(path.relative_to(ROOT).with_suffix("").parts) for path in ROOT.rglob("*.py"))

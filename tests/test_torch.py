@@ -57,3 +57,25 @@ def test_sampling_under_autocast():
     assert set(seen) == {torch.bfloat16}
     assert x.dtype == torch.float32
     assert torch.allclose(x, fpfast.sample(score, (50, 2), steps=20, seed=0), atol=0.05)
+
+
+def test_forward_mode_is_refused():
+    """torch's answer for a custom op would be zero."""
+    x, coef = torch.ones(3, 2), torch.tensor([2.0, 0, 0, 0, 0])
+    calls = {
+        "combine": lambda a: ops.combine(a, [], coef),
+        "combine, operand": lambda a: ops.combine(x, [a], coef),
+        "probe_dot": lambda a: pair_ops.probe_dot(a, seed=torch.tensor(0)),
+    }
+    for call in calls.values():
+        with pytest.raises(RuntimeError, match="fpfast's ops have no forward mode"):
+            torch.func.jvp(call, (x,), (x,))
+        with pytest.raises(RuntimeError, match="fpfast's ops have no forward mode"):
+            torch.func.jacfwd(call)(x)
+    with torch.autograd.forward_ad.dual_level():  # of what carries no tangent
+        assert torch.equal(ops.combine(x, [], coef), 2 * x)
+
+
+def test_vmap_over_nothing():
+    with pytest.raises(ValueError, match="in_dims: expected one slice or more"):
+        torch.func.vmap(lambda a: ops.combine(a, [], torch.tensor([2.0, 0, 0, 0, 0])))(torch.ones(0, 3, 2))

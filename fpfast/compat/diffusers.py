@@ -33,6 +33,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "sigma_min": (None,),
     "sigma_max": (None,),
     "timestep_type": ("discrete",),
+    "snr_shift_scale": (1.0,),
     "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
 }
 REMEMBERED = 32  # plans
@@ -162,6 +163,8 @@ class FPFastScheduler(SchedulerMixin, ConfigMixin):
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Where in ``timesteps`` a run begins whose timestep is there more than once (img2img pipelines call this)."""
         self._begin = integer("begin_index", begin_index, 0)
+        if self._runs is not None:
+            self._runs.forget()
 
     def set_timesteps(
         self,
@@ -212,8 +215,13 @@ class FPFastScheduler(SchedulerMixin, ConfigMixin):
             raise bad("timesteps, sigmas", f"None, as use_{named}_sigmas chooses them", "a sequence")
         if sigmas is not None:
             found = grids.numbers("sigmas", sigmas)
+            if found[-1] < 0 or found[0] <= 0:
+                raise bad("sigmas", "levels that are not negative, the first positive", repr(sigmas))
         elif timesteps is not None:
             found = self.path.level(grids.numbers("timesteps", timesteps))
+        elif isinstance(self.path, Flow) and config.use_flow_sigmas:
+            assert steps is not None
+            found = np.linspace(1, 1 / count, steps + 1)[:-1]  # as diffusers' UniPC has it
         elif isinstance(self.path, Flow):
             assert steps is not None
             # Shifted dynamically or not, diffusers begins with the training's levels, which are shifted unless it is.
@@ -301,6 +309,8 @@ class FPFastScheduler(SchedulerMixin, ConfigMixin):
         s_noise = real("s_noise", s_noise, "a finite number that is not negative", low=0)
         if not isinstance(sample, Tensor) or not isinstance(model_output, Tensor):
             raise TypeError(f"model_output, sample: expected tensors, got {type(model_output)}, {type(sample)}")
+        if not sample.is_floating_point():
+            raise bad("sample", "a floating-point tensor", sample.dtype)
         if model_output.shape != sample.shape or sample.ndim == 0:
             raise bad("model_output", f"shape {tuple(sample.shape)} as the sample", tuple(model_output.shape))
         positions = runs.find(timestep, sample, self._begin or 0)
@@ -329,7 +339,7 @@ class FPFastScheduler(SchedulerMixin, ConfigMixin):
             out = ops.combined(operands, row, key, backend)
             slots.update({to: slots[slot] for slot, to in move.keep} | {move.to: out})
         result = slots[segment.next].to(sample.dtype)
-        runs.keep(place, slots, result)
+        runs.keep(place, slots, result, (sample, model_output))
         return SchedulerOutput(prev_sample=result) if return_dict else (result,)
 
     def _place(

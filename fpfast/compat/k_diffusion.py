@@ -74,15 +74,18 @@ class Run:
     def result(self) -> Tensor:
         return self.state.to(self.dtype)
 
-    def denoised(self, x: Tensor, sigma: float) -> Tensor:
-        """The model at one level; checked, and not the memory of x."""
+    def denoised(self, x: Tensor, sigma: float, needed_later: bool = False) -> Tensor:
+        """The model at one level, checked. ``needed_later``: after the next call, which may reuse its memory."""
         seen = x.to(self.dtype)
+        version = None if seen.is_inference() else seen._version
         y = self.model(seen, seen.new_full((len(x),), sigma), **self.extra)
+        if version is not None and seen._version != version:
+            raise bad("model", "a model that leaves its input as it is", "one that changed x in place")
         if not isinstance(y, Tensor) or y.shape != x.shape:
             raise bad("model", f"a tensor of shape {tuple(x.shape)} as x", getattr(y, "shape", type(y).__name__))
         if y.dtype not in (*ops.OPERAND_DTYPES, x.dtype) or y.device != x.device:
             raise bad("model", f"16 bits or {x.dtype} on {x.device}", f"{y.dtype} on {y.device}")
-        return y.contiguous()
+        return y.clone(memory_format=torch.contiguous_format) if needed_later else y.contiguous()
 
     def tell(self, i: int, hat: float, denoised: Tensor) -> None:
         if self.callback is not None:
@@ -197,7 +200,7 @@ def heun(run: Run, disable: bool | None, s_churn: float, s_tmin: float, s_tmax: 
     """The loop of :func:`sample_heun`."""
     for i, _, after in run.steps(disable):
         hat = run.churn(i, s_churn, s_tmin, s_tmax, s_noise)
-        denoised = run.denoised(run.state, hat)
+        denoised = run.denoised(run.state, hat, needed_later=True)
         run.tell(i, hat, denoised)
         predicted = run.move(_towards(hat, after), denoised)
         if after > 0:
@@ -247,7 +250,7 @@ def sample_dpmpp_2m(
     run = Run(model, x, sigmas, extra_args, callback)
     old: Tensor | None = None
     for i, sigma, after in run.steps(disable):
-        denoised = run.denoised(run.state, sigma)
+        denoised = run.denoised(run.state, sigma, needed_later=True)
         run.tell(i, sigma, denoised)
         row, others = _towards(sigma, after), [denoised]
         if old is not None and after > 0:
@@ -280,7 +283,7 @@ def sample_dpmpp_2m_sde(
     run = Run(model, x, sigmas, extra_args, callback, noise_sampler, descending=True)
     old: Tensor | None = None
     for i, sigma, after in run.steps(disable):
-        denoised = run.denoised(run.state, sigma)
+        denoised = run.denoised(run.state, sigma, needed_later=True)
         run.tell(i, sigma, denoised)
         row, others, z = [0.0, 1.0], [denoised], 0.0
         if after > 0:
@@ -319,7 +322,7 @@ def sample_dpmpp_sde(
         raise bad("r", "a number in (0, 1)", r)
     run = Run(model, x, sigmas, extra_args, callback, noise_sampler, descending=True)
     for i, sigma, after in run.steps(disable):
-        denoised = run.denoised(run.state, sigma)
+        denoised = run.denoised(run.state, sigma, needed_later=True)
         run.tell(i, sigma, denoised)
         if after == 0:
             run.state = run.move(_towards(sigma, after), denoised)

@@ -54,13 +54,14 @@ def cumulative(betas: torch.Tensor, zero_terminal_snr: bool) -> torch.Tensor:
     """alpha^2 at each timestep, float32: the product of 1 - beta.
 
     ``zero_terminal_snr`` shifts and scales alpha so that it ends at 0 and begins where it did (Lin et al., arXiv
-    2305.08891, algorithm 1); its end is put to 2^-12, so that the last sigma is finite, as diffusers does.
+    2305.08891, algorithm 1); its end is put to 2^-12, so that the last sigma is finite, as diffusers does, or below the
+    one before, where that is smaller still.
     """
     alphas = (1 - betas).cumprod(0)
     if zero_terminal_snr:
         root = alphas.sqrt()
         alphas = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
-        alphas[-1] = 2**-24
+        alphas[-1] = min(2**-24, float(alphas[-2]) / 2)
     return alphas
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from fpfast.compat.levels import Levels
 from fpfast.compat.plan import Plan
 from fpfast.errors import bad
+
+REMEMBERED = 32  # noise levels
 
 
 class Place(NamedTuple):
@@ -48,6 +50,7 @@ class Runs:
         self.positions: dict[float, list[int]] = {}
         for position, value in enumerate(timesteps.tolist()):
             self.positions.setdefault(value, []).append(position)
+        self.repeats = len(self.positions) < len(timesteps)
         self.later: dict[int, Plan] = {}  # plans of runs that begin at a later timestep
         self.noisier: dict[float, Plan] = {}  # and of other noise levels
         self.memories = WeakTensorKeyDictionary()
@@ -56,16 +59,22 @@ class Runs:
     def __reduce__(self) -> tuple[Any, ...]:
         return Runs, (self.whole, self.timesteps, self.make)  # a copy of a scheduler has no runs
 
+    def forget(self) -> None:
+        """This thread's last segment: what comes is another run."""
+        self.thread.last = None
+
     def at(self, noise: float) -> Plan:
         """The plan on the same levels at another noise level."""
         if noise not in self.noisier:
+            if len(self.noisier) >= REMEMBERED:
+                self.noisier = {}
             self.noisier[noise] = self.make(self.whole.levels, noise)
         return self.noisier[noise]
 
     def find(self, timestep: float | Tensor, sample: Tensor, begin: int) -> list[int]:
         """Positions among the timesteps: one, or one for each sample if they differ.
 
-        Of several with this timestep: where the sample's run is, else the last one, from ``begin`` on.
+        Of several with this timestep: where the sample's run is, else where a step begins, from ``begin`` on.
         """
         if isinstance(timestep, Tensor) and (timestep.numel() == 1 or timestep.stride() == (0,)):
             own = self.timesteps.untyped_storage().data_ptr()
@@ -86,7 +95,8 @@ class Runs:
             if memory is not None and memory.place.position in places:
                 found.append(memory.place.position)
             else:
-                found.append(next((place for place in places[::-1] if place >= begin), places[-1]))
+                begins = (place for place in places if place >= begin and self.whole.segments[place].step is not None)
+                found.append(next(begins, places[-1]))
         return found[:1] if len(set(found)) == 1 else found
 
     def resume(self, position: int, sample: Tensor) -> tuple[Place, dict[str, Tensor]]:
@@ -104,14 +114,21 @@ class Runs:
             self.later[position] = self.make(levels, self.whole.noise)
         return Place(self.later[position], position, 0), {}
 
-    def keep(self, place: Place, slots: dict[str, Tensor], result: Tensor) -> None:
-        """Remembers what the run at ``place``, which made ``result``, needs next."""
+    def keep(self, place: Place, slots: dict[str, Tensor], result: Tensor, seen: Sequence[Tensor]) -> None:
+        """Remembers what the run at ``place``, which made ``result``, needs next; others hold the tensors ``seen``."""
         after = place.segment + 1
         self.thread.last = None
-        if place.plan.stateless or after == len(place.plan.segments):
+        if (place.plan.stateless and not self.repeats) or after == len(place.plan.segments):
             return
-        # Detached: not the tensors themselves, one of which may be a result that would keep its own memory alive.
-        kept = {name: slots[name].detach() for name in place.plan.segments[after].carried}
+        # Not the tensors themselves, one of which may be a result that would keep its own memory alive, and nobody's
+        # memory that is going to be written to.
+        known = {tensor.untyped_storage().data_ptr() for tensor in (result, *seen)}
+        kept = {
+            name: slots[name].clone()
+            if slots[name].untyped_storage().data_ptr() in known
+            else slots[name].view_as(result)
+            for name in place.plan.segments[after].carried
+        }
         self.memories[result] = self.thread.last = Memory(place._replace(segment=after), kept, result.shape)
 
     def _memory(self, sample: Tensor) -> Memory | None:

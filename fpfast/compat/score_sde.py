@@ -150,6 +150,8 @@ def get_ode_sampler(
     Returns ``sampler(model, z=None) -> (samples, evaluations)``; z is the state at T.
     """
     ours = _sde(sde)
+    if not 0 < real("eps", eps) < ours.T:
+        raise bad("eps", f"a time between 0 and {ours.T}", eps)
 
     @torch.no_grad()
     def ode_sampler(model: Any, z: Tensor | None = None) -> tuple[Tensor, int]:
@@ -164,6 +166,8 @@ def get_ode_sampler(
         solved = integrate.solve_ivp(
             slope, (ours.T, eps), start.cpu().numpy().reshape(-1), rtol=rtol, atol=atol, method=method
         )
+        if not solved.success:
+            raise RuntimeError(f"model: the ODE could not be solved from {ours.T} to {eps}: {solved.message}")
         x = torch.tensor(solved.y[:, -1].reshape(shape)).to(device, torch.float32)
         if denoise:
             std, alpha = float(ours.std(eps)), float(ours.alpha(eps))
