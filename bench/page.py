@@ -128,6 +128,7 @@ def _curves(rows: list[Row], names: list[str]) -> Figure:
         place.set(xscale="log", yscale="log", title=name)
         place.set_ylabel(rows[0].unit)
         place.grid(alpha=0.3)
+    figure.supxlabel("samples" if names != ["combine"] else "elements", fontsize=10)
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     return figure
 
@@ -194,6 +195,8 @@ def write(results: Path, out: Path) -> list[Path]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m bench.page", description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of result files (default bench/results)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the report (default bench/results)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("bench-report"), help="folder for the report (default bench-report)"
+    )
     options = parser.parse_args()
     print(*write(options.results, options.out), sep="\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 from statistics import median
@@ -30,6 +30,15 @@ PEERS: dict[str, dict[str, str | tuple[str, ...]]] = {
         "torchsde": "torchsde euler",
         "JAX (diffrax)": ("jax, diffrax Euler", "jax"),
     },
+    "scaling": {
+        "torch eager": ("torch eager, buffer reused", "torch eager"),
+        "torch.compile": "torch.compile",
+        "JAX": "jax",
+        "diffusers": "diffusers EulerDiscreteScheduler",
+        "k-diffusion": "k-diffusion sample_euler",
+        "torchdiffeq": "torchdiffeq euler",
+        "torchsde": "torchsde euler",
+    },
 }
 TITLES = {
     "authors": "trajectory, {case}",
@@ -40,8 +49,14 @@ TITLES = {
     "overhead": "a step of any network (one Linear), {case}",
     "pipeline": "a pipeline's step, {case}",
     "likelihood": "log-likelihood, {case}",
+    "sizes": "x' = a x + b s + c z, {case}",
 }
 Row = dict[str, Any]
+# group -> what its cases are put together by, a number, and how the line is called
+SPREADS: dict[str, tuple[Callable[[Row], str], str]] = {
+    "widths": (lambda row: row["case"].split()[0], "{cases} perceptrons, 3 hidden layers of {value}"),
+    "grid": (lambda row: f"{row['size']:.0f}", "{cases} networks of width 64 to 256, d = 2, 10, 64, {value} samples"),
+}
 
 
 def table(results: dict[str, Any]) -> str:
@@ -52,7 +67,8 @@ def table(results: dict[str, Any]) -> str:
     for (group, case), sides in groupby(rows, lambda row: (row["group"], row["case"])):
         if group in TITLES:
             lines.append(_line(TITLES[group].format(case=case), {row["side"]: row for row in sides}, peers))
-    lines += _widths([row for row in rows if row["group"] == "widths"], peers)
+    for group, (of, name) in SPREADS.items():
+        lines += _spreads([row for row in rows if row["group"] == group], peers, of, name)
     lines.insert(1, ["---"] * len(lines[0]))
     made = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     peaks = {peak["threads"]: peak for peak in results["peaks"]}
@@ -84,18 +100,24 @@ def _ratio(row: Row | None) -> str:
     return f"{ratio:.1f} x" if ratio > 0.1 else f"{ratio:.2f} x"
 
 
-def _widths(rows: list[Row], peers: dict[str, str | tuple[str, ...]]) -> Iterator[list[str]]:
-    """One line for each width: the least, the median and the greatest ratio over activations, dimensions and kinds."""
-    for width, cells in groupby(rows, lambda row: row["case"].split()[0]):
+def _spreads(
+    rows: list[Row], peers: dict[str, str | tuple[str, ...]], of: Callable[[Row], str], name: str
+) -> Iterator[list[str]]:
+    """A line for each value of ``of``: the least, the median and the greatest ratio over all of its cases."""
+    for value, cells in groupby(sorted(rows, key=lambda row: float(of(row))), of):
         sides: dict[str, list[Row]] = {}
         for row in cells:
             sides.setdefault(row["side"], []).append(row)
         shares = [row["share_of_peak"] for row in sides["fpfast"]]
         ratios = {side: [row["ratios"]["fpfast"] for row in found if row["ratios"]] for side, found in sides.items()}
+        named = [
+            side if isinstance(side, str) else next((one for one in side if one in ratios), "")
+            for side in peers.values()
+        ]
         yield [
-            f"{len(shares)} perceptrons, 3 hidden layers of {width}: least, median, greatest",
+            name.format(cases=len(shares), value=value) + ": least, median, greatest",
             f"{min(shares):.0%}, {median(shares):.0%}, {max(shares):.0%} of peak",
-            *(_spread(ratios.get(str(side), [])) for side in peers.values()),
+            *(_spread(ratios.get(side, [])) for side in named),
         ]
 
 

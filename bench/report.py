@@ -98,7 +98,7 @@ def _aligned(table: list[list[str]]) -> Iterator[str]:
 
 def slope(rows: list[Row]) -> float | None:
     """Of log time by log size, for the upper half of the sizes but at least three: cost grows like size^slope."""
-    timed = sorted((row.size, row.median * row.count) for row in rows if row.median is not None)
+    timed = sorted((row.size, row.median * row.size) for row in rows if row.median is not None)  # they are per sample
     timed = timed[-max(3, (len(timed) + 1) // 2) :]
     if len(timed) < 3:
         return None

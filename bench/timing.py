@@ -64,7 +64,6 @@ class Row:
     share_of_peak: float | None = None
     curve: str = ""
     size: float = 0.0
-    count: float = 1.0
     memory: float | None = None  # MB that a run takes at most, beyond what was held before it
     remark: str = ""
     failed: str = ""  # why there is no time
@@ -72,7 +71,7 @@ class Row:
 
 def measure(case: Case, threads: int, repeats: int, peak: float) -> list[Row]:
     """All sides of a case. ``peak``: GFLOPS of the machine."""
-    curve = {"curve": case.curve, "size": case.size, "count": case.count}
+    curve = {"curve": case.curve, "size": case.size}
     rows = {side: Row(case.group, case.name, side, threads, case.unit, **curve) for side in case.sides}
     runs: dict[str, Run] = {}
     for side, prepare in case.sides.items():

@@ -27,7 +27,6 @@ def row(side, size, seconds, group="sizes", case=None, spread=0.1, **more):
         high=time * (1 + spread),
         curve="combine",
         size=size,
-        count=size,
         **more,
     )
 
