@@ -30,8 +30,9 @@ PEERS: dict[str, dict[str, str | tuple[str, ...]]] = {
         "torchsde": "torchsde euler",
         "JAX (diffrax)": ("jax, diffrax Euler", "jax"),
     },
-    "scaling": {
-        "torch eager": ("torch eager, buffer reused", "torch eager"),
+    "sizes": {"torch eager": "torch eager", "with a buffer kept": "torch eager, buffer reused", "JAX": "jax"},
+    "grid": {
+        "torch eager": "torch eager",
         "torch.compile": "torch.compile",
         "JAX": "jax",
         "diffusers": "diffusers EulerDiscreteScheduler",
@@ -110,14 +111,10 @@ def _spreads(
             sides.setdefault(row["side"], []).append(row)
         shares = [row["share_of_peak"] for row in sides["fpfast"]]
         ratios = {side: [row["ratios"]["fpfast"] for row in found if row["ratios"]] for side, found in sides.items()}
-        named = [
-            side if isinstance(side, str) else next((one for one in side if one in ratios), "")
-            for side in peers.values()
-        ]
         yield [
             name.format(cases=len(shares), value=value) + ": least, median, greatest",
             f"{min(shares):.0%}, {median(shares):.0%}, {max(shares):.0%} of peak",
-            *(_spread(ratios.get(side, [])) for side in named),
+            *(_spread(ratios.get(str(side), [])) for side in peers.values()),
         ]
 
 

@@ -28,7 +28,8 @@ SUITES = {
     "cpu-engine": ("authors", "small", "combine", "normal", "interleaved", "levels", "widths"),
     "residual": ("training", "unet"),
     "peers": ("overhead", "pipeline", "likelihood"),
-    "scaling": ("sizes", "grid"),
+    "sizes": ("sizes",),
+    "grid": ("grid",),
     "gpu": (),  # bench/gpu.py
 }
 PEERS = ("diffusers", "k-diffusion", "torchsde", "torchdiffeq", "diffrax")
@@ -88,7 +89,9 @@ def collect(options: argparse.Namespace) -> tuple[list[Row], list[dict[str, Any]
             file = Path(folder) / "rows.jsonl"
             own = ["--threads", str(threads), "--worker", str(file)]  # the last of two options counts
             command = [sys.executable, "-m", "bench.run", *sys.argv[1:], *own]
-            environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+            # Bound: else Linux may leave two threads of OpenMP on one processor, until its tick comes (4 ms).
+            own_threads = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OMP_PROC_BIND": "true"}
+            environment = {**os.environ, **own_threads}
             status = subprocess.run(command, env=environment, preexec_fn=confine).returncode
             if status:
                 wrong.append(f"the process with {threads} thread(s) ended with status {status}")

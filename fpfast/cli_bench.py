@@ -10,7 +10,7 @@ from typing import Any
 
 from fpfast.errors import bad, key
 
-SUITES = ("cpu-engine", "residual", "peers", "scaling", "gpu")
+SUITES = ("cpu-engine", "residual", "peers", "sizes", "grid", "gpu")
 ON_CPU = SUITES[:-1]
 
 
