@@ -13,7 +13,7 @@ from torch import Tensor
 import fpfast
 from bench.gates import check_equal, check_normal
 from bench.machine import Machine
-from bench.peers import eager, jaxjit
+from bench.peers import compiled, eager, jaxjit
 from bench.timing import Run, Side, seconds
 from fpfast import ops
 from fpfast.native import Cpu
@@ -78,7 +78,7 @@ def combine_sides(shape: tuple[int, int], machine: Machine) -> dict[str, Side]:
         check_equal(_ends(target), 0.5 * before + 0.25 * _ends(s))
         return run, "a = s a + t c"
 
-    def torch_eager(build: Callable[..., Run]) -> tuple[Run, str]:
+    def by_torch(build: Callable[..., Run]) -> tuple[Run, str]:
         return _checked_combine(build(x, s, COEFFICIENTS), x, s, "any"), ""
 
     def jax() -> tuple[Run, str]:
@@ -92,8 +92,9 @@ def combine_sides(shape: tuple[int, int], machine: Machine) -> dict[str, Side]:
         "fpfast, no noise": without_noise,
         "triad": triad,
         "triad in place": update,
-        "torch eager": partial(torch_eager, eager.combine),
-        "torch eager, buffer reused": partial(torch_eager, eager.combine_reusing),
+        "torch eager": partial(by_torch, eager.combine),
+        "torch eager, buffer reused": partial(by_torch, eager.combine_reusing),
+        "torch.compile": partial(by_torch, compiled.combine),
         "jax": jax,
     }
 

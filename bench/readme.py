@@ -30,7 +30,12 @@ PEERS: dict[str, dict[str, str | tuple[str, ...]]] = {
         "torchsde": "torchsde euler",
         "JAX (diffrax)": ("jax, diffrax Euler", "jax"),
     },
-    "sizes": {"torch eager": "torch eager", "with a buffer kept": "torch eager, buffer reused", "JAX": "jax"},
+    "sizes": {
+        "torch eager": "torch eager",
+        "with a buffer kept": "torch eager, buffer reused",
+        "torch.compile": "torch.compile",
+        "JAX": "jax",
+    },
     "grid": {
         "torch eager": "torch eager",
         "torch.compile": "torch.compile",

@@ -126,6 +126,15 @@ def candidates(problem: Trajectory, *, draws: bool, few: bool) -> dict[str, Buil
     return found
 
 
+def combine(x: Tensor, s: Tensor, c: tuple[float, float, float]) -> Run:
+    """x = c0 x + c1 s + c2 z in place; torch's own generator, which is faster than inductor's."""
+
+    def step(x: Tensor, s: Tensor) -> Tensor:
+        return x.copy_(c[0] * x + c[1] * s + c[2] * torch.randn_like(x))
+
+    return partial(torch.compile(step, fullgraph=True, dynamic=False, options={"fallback_random": True}), x, s)
+
+
 def forget() -> None:
     """Drops what earlier cases compiled, so that its guards are not run through in later ones."""
     torch._dynamo.reset()
