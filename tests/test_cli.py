@@ -239,7 +239,10 @@ def test_bench_needs_the_source_tree(capsys, monkeypatch, tmp_path):
     assert run("bench", "--quick") == 2
     assert "expected to be started in fpfast's source tree, where bench/run.py is" in capsys.readouterr().err
     assert run("bench", "--suite", "cpu", "--quick") == 2
-    assert "--suite: expected one of 'cpu-engine', 'residual', 'peers', 'sizes', 'grid', 'gpu', got 'cpu'" in capsys.readouterr().err
+    assert (
+        "--suite: expected one of 'cpu-engine', 'residual', 'peers', 'sizes', 'grid', 'gpu', got 'cpu'"
+        in capsys.readouterr().err
+    )
 
 
 def test_bench_runs_the_suites(capfd, monkeypatch):
