@@ -193,7 +193,7 @@ def _described(score: Score, options: dict[str, Any]) -> dict[str, Any]:
         "predicts": score.predicts,
         "guidance": score.guidance,
         "sde": repr(score.sde),
-        "solver": solver if isinstance(solver, str) else solver.__qualname__,
+        "solver": solver if isinstance(solver, str) else getattr(solver, "__qualname__", type(solver).__name__),
         "steps": len(table.coef),
         "times": times if times is None or isinstance(times, str) else "a sequence",
         **{name: known[name] for name in ("noise", "final", "backend", "batch_size", "graph", "on_nonfinite")},
@@ -206,10 +206,11 @@ def _described(score: Score, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _digest_of(net: Any) -> str | None:
-    """Of a module's parameters and buffers; None for a function, which cannot be told from another."""
+    """Of a module's parts, options, parameters and buffers; None for a function, which cannot be told from another."""
     if not isinstance(net, nn.Module):
         return None
-    digest = hashlib.sha256(type(net).__qualname__.encode())
+    parts = [(name, type(part).__qualname__) for name, part in net.named_modules()]
+    digest = hashlib.sha256(f"{parts} {getattr(net, 'options', None)}".encode())
     for name, value in net.state_dict().items():
         value = value.detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())

@@ -25,9 +25,9 @@ FIRST = "samples-000000000000.safetensors"
 SECOND = "samples-000000000030.safetensors"
 
 
-def score(seed=0):
+def score(seed=0, activation="tanh"):
     torch.manual_seed(seed)
-    net = MLP(3, [8, 8], activation="tanh").requires_grad_(False)
+    net = MLP(3, [8, 8], activation=activation).requires_grad_(False)
     return fpfast.Score(net, fpfast.VP(), predicts="noise")
 
 
@@ -144,6 +144,7 @@ CHANGES = {
     "first": ({"first_sample": 1}, "first_sample 1"),
     "size": ({"size": 31}, "shard_samples 31"),
     "weights": ({"of": score(1)}, "network '"),
+    "activation": ({"of": score(activation="silu")}, "network '"),
     "times": ({"times": [1.0, 0.7, 0.3, 0.1, 0.01]}, "times 'a sequence'"),
     "sde": ({"of": fpfast.Score(score().net, fpfast.VP(beta_max=10.0), predicts="noise")}, "sde 'VP"),
 }
