@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import threading
 import time
 import warnings
 from collections.abc import Sequence
@@ -68,9 +70,18 @@ class Options(TypedDict, total=False):
 
 
 class Bar(tqdm):
-    """A progress bar, without tqdm's thread that watches over all bars, which even one that is off would start."""
+    """A progress bar, without two things of tqdm's that even one that is off would have.
+
+    They are a thread that watches over all bars, and a lock that forked processes share: one that is killed while it
+    holds that would leave all others waiting.
+    """
 
     monitor_interval = 0
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # a thread that is not there any more may have held it
+    os.register_at_fork(after_in_child=lambda: Bar.set_lock(threading.RLock()))
 
 
 @overload

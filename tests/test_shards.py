@@ -287,3 +287,27 @@ def test_killed_runs_go_on_and_have_the_same_bytes(tmp_path, kills):
         lost += 1
     assert write(tmp_path / "killed", size=2, steps=20).mended == []
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
+
+
+FORKED = """
+import os, signal, sys, threading, torch, fpfast
+torch.set_num_threads(1)
+score = fpfast.Score(lambda x, t: -x, fpfast.VP())
+fpfast.sample(score, (2, 2), steps=2)
+for moment in range(20):  # children that are killed at work, some of them inside a lock
+    child = os.fork()
+    if child == 0:
+        while True:
+            fpfast.sample(score, (2, 2), steps=1)
+    threading.Event().wait(0.02)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    fpfast.sample(score, (2, 2), steps=2)
+print("done")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork processes")
+def test_forked_processes_that_are_killed_hold_nobody_up():
+    found = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60)
+    assert found.stdout == "done\n", found.stderr

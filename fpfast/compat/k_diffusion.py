@@ -28,12 +28,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from fpfast import backends, ops
 from fpfast import noise as noises
 from fpfast.errors import bad, key, real
 from fpfast.reference import Key
+from fpfast.sample import Bar
 
 Model = Callable[..., Tensor]
 Callback = Callable[[dict[str, Any]], Any]
@@ -132,7 +132,7 @@ class Run:
     def steps(self, disable: bool | None) -> Any:
         """(i, sigma, sigma_next) of each step."""
         pairs = list(zip(self.levels, self.levels[1:], strict=False))
-        return tqdm([(i, a, b) for i, (a, b) in enumerate(pairs)], disable=disable)
+        return Bar([(i, a, b) for i, (a, b) in enumerate(pairs)], disable=disable)
 
     def churn(self, i: int, churn: float, least: float, most: float, s_noise: float) -> float:
         """Adds noise to the state as Karras et al. do, and returns its level then."""
