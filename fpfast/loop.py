@@ -154,7 +154,7 @@ class Loop:
         """:meth:`Score.outputs` for the usual network, by the fewest calls: small steps are made of these."""
         y = self.direct(x, t)  # type: ignore[misc]
         usual = type(y) is Tensor and y.dtype is x.dtype and y.shape == x.shape and y.device == x.device
-        return (y if usual and y.is_contiguous() else checked(y, x).contiguous(),)
+        return (y if usual and y.is_contiguous() and not y.is_neg() else checked(y, x).contiguous(),)
 
 
 def _prepared(table: Table, weights: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Rows:

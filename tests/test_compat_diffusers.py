@@ -315,6 +315,7 @@ def test_refused_steps():
         ({"s_noise": -1.0}, r"s_noise: expected a finite number"),
         ({"eta": 0.0}, r"eta: expected None or 0.5, the scheduler's noise"),
         ({"generator": [torch.Generator()]}, r"generator: expected one, or one for each of 5 samples"),
+        ({"generator": 5}, r"generator: expected one, or one for each of 5 samples, got 5"),
     ]:
         with pytest.raises(ValueError, match=message):
             scheduler.step(X, t, X, **options)

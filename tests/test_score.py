@@ -119,3 +119,18 @@ def test_half_precision_outputs_are_widened():
         exact = fpfast.Score(lambda x, t, d=dtype: (-x).to(d).float(), sde)
         a, b = (fpfast.sample(score, (9, 5), steps=10, seed=0) for score in (rounded, exact))
         assert torch.equal(a, b)
+
+
+def test_an_output_whose_sign_is_a_mark_beside_it():
+    """As the imaginary part of a conjugate has it."""
+
+    def marked(x, t):
+        y = torch.complex(torch.zeros_like(x), x.sin()).conj().imag
+        return y if y.is_neg() else torch._neg_view(-y)
+
+    plain = fpfast.Score(lambda x, t: -x.sin(), fpfast.VP(), predicts="noise")
+    score = fpfast.Score(marked, fpfast.VP(), predicts="noise")
+    assert marked(torch.ones(2, 2), None).is_neg()
+    for backend in ("auto", "reference"):
+        options = {"steps": 5, "seed": 0, "backend": backend}
+        assert torch.equal(fpfast.sample(score, (4, 2), **options), fpfast.sample(plain, (4, 2), **options))

@@ -411,8 +411,10 @@ def _seeds(generator: Generators, x: Tensor) -> Any:
     def draw() -> Tensor:
         if generator is None or isinstance(generator, torch.Generator):
             return noises.seed_tensor(generator, len(x), x.device)
-        if len(generator) != len(x):
-            raise bad("generator", f"one, or one for each of {len(x)} samples", f"{len(generator)} generators")
+        several = isinstance(generator, Sequence) and all(isinstance(one, torch.Generator) for one in generator)
+        if not several or len(generator) != len(x):
+            found = f"{len(generator)} generators" if several else repr(generator)
+            raise bad("generator", f"one, or one for each of {len(x)} samples", found)
         return torch.stack([noises.seed_tensor(one, 1, x.device) for one in generator])
 
     return draw
