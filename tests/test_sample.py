@@ -137,13 +137,14 @@ def midpoint(plan):
     )
 
 
-@pytest.mark.parametrize("network", [lambda x, t: -x, MLP(2, hidden=[8])], ids=["any", "fused"])
+@pytest.mark.parametrize("network", ["any", "fused"])
 def test_a_solver_of_ones_own(network):
     """Of second order, like heun, whose result it approaches."""
-    score = fpfast.Score(network, fpfast.OU(T=2.0))
+    torch.manual_seed(0)
+    score = fpfast.Score(MLP(2, hidden=[8]) if network == "fused" else lambda x, t: -x, fpfast.OU(T=2.0))
     exact = fpfast.sample(score, (50, 2), solver="heun", steps=3000, noise=0.0, seed=0, times="uniform")
     errors = []
-    for steps in (20, 40):
+    for steps in (40, 80):
         x = fpfast.sample(score, (50, 2), solver=midpoint, steps=steps, noise=0.0, seed=0, times="uniform")
         errors.append(float((x - exact).abs().max()))
     assert 3.3 < errors[0] / errors[1] < 4.7
