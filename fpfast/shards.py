@@ -26,6 +26,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from fpfast import output
+from fpfast.backends import BACKENDS
 from fpfast.errors import bad, integer, sizes
 from fpfast.processes import Processes
 from fpfast.sample import Bar, sample, settled
@@ -202,7 +203,17 @@ def _described(score: Score, options: dict[str, Any]) -> dict[str, Any]:
         "fpfast": metadata.version("fpfast"),
         "torch": torch.__version__,
         "processor": torch.backends.cpu.get_cpu_capability(),
+        "kernels": _kernels(),
     }
+
+
+def _kernels() -> str:
+    """The instruction set of the native kernels, in which the fused engine rounds."""
+    if BACKENDS["cpu"].missing() is not None:
+        return "plain torch"
+    from fpfast.native import Cpu  # which is not there where the kernels are not built
+
+    return Cpu().level
 
 
 def _digest_of(net: Any) -> str | None:
