@@ -198,11 +198,12 @@ def run_sample(args: argparse.Namespace) -> None:
         return_info=True,
         **run_options(args),
     )
+    nonfinite = torch.tensor([info.nonfinite])
+    processes.add([nonfinite])
     x = processes.gather(part, args.n)
     if x is None:
         return
-    if args.on_nonfinite == "ignore":
-        info = info._replace(nonfinite=int((~x.flatten(1).isfinite()).any(1).sum()))  # of all processes
+    info = info._replace(nonfinite=int(nonfinite))
     print(f"{args.n} samples in {info.seconds:.2f} s, {info.evaluations} network evaluations, "
           f"backend {info.backend}, seed {info.seed}, {info.nonfinite} not finite")  # fmt: skip
     print(f"mean {_brief(x.flatten(1).mean(0))}, std {_brief(x.flatten(1).std(0, correction=0))}")
