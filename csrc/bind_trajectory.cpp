@@ -112,6 +112,15 @@ Trajectory make_trajectory(const py::dict& arguments, const std::vector<PortSpec
   return run;
 }
 
+// Operations on a sample, about.
+double work(const Trajectory& run) {
+  double network = 0, step = 0;
+  for (int64_t n = 0; n < run.instructions; ++n)
+    network += 2.0 * double(run.program[n].rows) * double(std::max<int64_t>(run.program[n].columns, 8));
+  for (int64_t n = 0; n < run.count; ++n) step += run.actions[n].evaluate ? network : 20.0 * double(run.dimension);
+  return std::max(step * double(run.last_step - run.first_step), 1.0);
+}
+
 // `broken`: the address of a number for each sample, or 0.
 void cpu_trajectory(const std::string& level, const py::dict& arguments, const std::vector<PortSpec>& inputs,
                     const std::vector<PortSpec>& outputs, uintptr_t broken, bool freeze, int tile, int threads) {
@@ -123,8 +132,17 @@ void cpu_trajectory(const std::string& level, const py::dict& arguments, const s
           "inputs: expected the state first");
   const Watch watch = {reinterpret_cast<int64_t*>(broken), freeze};
   const CpuKernels& kernels = kernels_of(level);
-  py::gil_scoped_release release;
-  kernels.trajectory(run, watch, threads < 1 ? 1 : threads);
+  const int64_t size = run.float64 ? 8 : 4;
+  in_parts(run.samples, int64_t(std::max(2e10 / work(run), 1024.0)), [&](int64_t first, int64_t count) {
+    Trajectory part = run;
+    for (int k = 0; k < run.input_count; ++k)
+      part.inputs[k].data = static_cast<char*>(run.inputs[k].data) + size * first * run.inputs[k].rows;
+    for (int k = 0; k < run.output_count; ++k)
+      part.outputs[k].data = static_cast<char*>(run.outputs[k].data) + size * first * run.outputs[k].rows;
+    part.noise = noise_from(run.noise, first);
+    part.samples = count;
+    kernels.trajectory(part, {watch.broken ? watch.broken + first : nullptr, freeze}, threads < 1 ? 1 : threads);
+  });
 }
 
 #ifdef FPFAST_CUDA

@@ -66,7 +66,17 @@ Noise make_noise(uintptr_t seeds, bool per_sample, int64_t first_sample, int str
           uint32_t(draw)};
 }
 
+Noise noise_from(Noise noise, int64_t first) {
+  if (noise.per_sample)
+    noise.seeds += first;
+  else
+    noise.first_sample += uint64_t(first);
+  return noise;
+}
+
 namespace {
+
+constexpr int64_t part_elements = int64_t(1) << 25;  // a tenth of a second, on one thread and the lowest level too
 
 std::vector<std::string> level_names() {
   std::vector<std::string> names;
@@ -109,6 +119,24 @@ void prefer_large_pages(void* data, int64_t bytes) {
 #endif
 }
 
+void combine_in_parts(const CpuKernels& kernels, const Combine& op, int threads) {
+  if (op.samples == 0 || op.elements == 0) return;
+  if (op.out != op.operand[0]) prefer_large_pages(op.out, 4 * op.samples * op.elements);
+  // A position holds the number of the first sample, and its samples stay together.
+  const int64_t most = op.position ? op.samples : part_elements / op.elements;
+  in_parts(op.samples, most, [&](int64_t first, int64_t count) {
+    Combine part = op;
+    part.out += first * op.elements;
+    for (int k = 0; k < op.operands; ++k)
+      part.operand[k] = static_cast<const char*>(op.operand[k]) +
+                        (op.dtype[k] == Dtype::float32 ? 4 : 2) * first * op.elements;
+    if (op.coef_per_sample) part.coef += 5 * first;
+    part.noise = noise_from(op.noise, first);
+    part.samples = count;
+    kernels.combine(part, threads < 1 ? 1 : threads);
+  });
+}
+
 void cpu_combine(const std::string& level, uintptr_t out, const std::vector<std::tuple<uintptr_t, int>>& operands,
                  uintptr_t coef, bool coef_per_sample, uintptr_t position, int step_stride, uintptr_t seeds,
                  bool seeds_per_sample, int64_t first_sample, int stream, int64_t draw, int64_t samples,
@@ -117,10 +145,7 @@ void cpu_combine(const std::string& level, uintptr_t out, const std::vector<std:
   const Noise noise = make_noise(seeds, seeds_per_sample, first_sample, stream, draw);
   const Combine op =
       make_combine(out, operands, coef, coef_per_sample, position, step_stride, noise, samples, elements);
-  const CpuKernels& kernels = kernels_of(level);
-  if (op.out != op.operand[0]) prefer_large_pages(op.out, 4 * samples * elements);
-  py::gil_scoped_release release;
-  kernels.combine(op, threads < 1 ? 1 : threads);
+  combine_in_parts(kernels_of(level), op, threads);
 }
 
 // The stages of a run. What does not change from one to the next is given, and checked, once.
@@ -151,9 +176,7 @@ class CpuStages {
     if (!noisy) noise.seeds = nullptr;
     const uintptr_t coef = rows_ + 5 * sizeof(float) * uintptr_t(row);
     const Combine op = make_combine(out, operands, coef, false, 0, 0, noise, samples_, elements_);
-    if (op.out != op.operand[0]) prefer_large_pages(op.out, 4 * samples_ * elements_);
-    py::gil_scoped_release release;
-    kernels_.combine(op, threads_);
+    combine_in_parts(kernels_, op, threads_);
   }
 
  private:
@@ -172,9 +195,12 @@ void cpu_noise(const std::string& level, uintptr_t out, int kind, uintptr_t seed
   require(!some || (seeds != 0 && out != 0), "a pointer is null");
   const Noise noise = make_noise(seeds, seeds_per_sample, first_sample, stream, draw);
   const CpuKernels& kernels = kernels_of(level);
+  if (!some) return;
   prefer_large_pages(reinterpret_cast<void*>(out), 4 * samples * elements);
-  py::gil_scoped_release release;
-  kernels.noise(reinterpret_cast<float*>(out), Kind(kind), noise, samples, elements, threads < 1 ? 1 : threads);
+  in_parts(samples, part_elements / elements, [&](int64_t first, int64_t count) {
+    kernels.noise(reinterpret_cast<float*>(out) + first * elements, Kind(kind), noise_from(noise, first), count,
+                  elements, threads < 1 ? 1 : threads);
+  });
 }
 
 int block_rows(const std::string& level) { return kernels_of(level).block_rows; }

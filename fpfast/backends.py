@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -22,6 +23,10 @@ from fpfast.reference import Key
 
 REINSTALL = "pip install --force-reinstall --no-deps --no-cache-dir . (in fpfast's source tree)"
 NO_DEVICE = "torch sees no CUDA device; install a CUDA build of torch and a driver"
+
+# A forked process has no OpenMP threads, but their records: torch's next op, or ours, on many numbers would wait for
+# them for ever. torch's own workers for data loading begin in the same way.
+os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
 
 
 class Kernels(Protocol):
