@@ -15,6 +15,7 @@ import numpy
 import torch
 from torch import Generator, Tensor
 
+from fpfast import files
 from fpfast.errors import bad, integer, key
 
 BLOB_CENTRES = ((-2, -2), (-2, 2), (2, -2), (2, 2), (0, 0), (4, 0), (-4, 0), (0, 4), (0, -4))
@@ -99,7 +100,8 @@ def draw(name: str, n: int, *, seed: int = 0) -> Tensor:
     Returns float32, (n, 2), or (n, 1, 8, 8) for digits.
     Raises ValueError for an unknown name or n < 1.
     """
-    n = integer("n", n, 1)
+    n = integer("n", n, 1, 2**48)
+    seed = integer("seed", seed, 0, 2**64 - 1)
     return DATA[key("data", name, DATA)](n, torch.Generator().manual_seed(seed))
 
 
@@ -115,18 +117,12 @@ def load(path: str | Path) -> Tensor:
     if not path.is_file():
         raise FileNotFoundError(f"data: expected a readable file, got {str(path)!r}, which does not exist")
     try:
-        if path.suffix == ".pt":
-            x = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            found = numpy.load(path, allow_pickle=False)
-            arrays = [found] if path.suffix == ".npy" else [found[name] for name in found.files]
-            native = [array.astype(array.dtype.newbyteorder("=")) for array in arrays]
-            x = torch.from_numpy(native[0]) if len(native) == 1 else f"{len(native)} arrays"
+        x = files.pickled(path) if path.suffix == ".pt" else torch.from_numpy(files.array(path))
     except Exception as error:  # each library has error types of its own; the cause stays attached
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise bad("data", "an array of numbers and nothing else (no code)", f"{str(path)!r}: {reason}") from error
-    if not isinstance(x, Tensor) or x.ndim < 2 or len(x) == 0 or x.is_complex():
-        got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else x if isinstance(x, str) else type(x).__name__
+        raise bad("data", "one array of numbers and nothing else (no code)", f"{str(path)!r}: {reason}") from error
+    if not files.stored(x) or x.ndim < 2 or len(x) == 0 or x.is_complex():
+        got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise bad("data", "one array of numbers of shape (N, ...), N > 0", f"{str(path)!r}: {got}")
     x = x.detach().float()
     if not bool(x.isfinite().all()):

@@ -12,12 +12,14 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 
-from fpfast import output
+from fpfast import files, output
 from fpfast.convnet import ConvNet
 from fpfast.errors import bad, key
 from fpfast.network import MLP, load_tensors
 from fpfast.score import PREDICTIONS, Score
 from fpfast.sde import SDE, SDES
+
+DESCRIPTION = 2**16  # characters, at most
 
 # Networks that can be made again from their ``options``.
 NETWORKS: dict[str, type[nn.Module]] = {"mlp": MLP, "conv": ConvNet}
@@ -63,8 +65,11 @@ def description(path: str | Path) -> dict[str, Any] | None:
     if Path(path).suffix != ".safetensors" or not Path(path).is_file():
         return None
     try:
+        files.check_header(Path(path))
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get("fpfast")
+        if text is not None and len(text) > DESCRIPTION:
+            raise ValueError(f"a description of {len(text)} characters")
         return None if text is None else json.loads(text)
     except Exception as error:  # a damaged file; safetensors has an error type of its own
         raise bad("file", "weights of fpfast", f"{str(path)!r}: {error}") from error
@@ -80,7 +85,12 @@ def load(path: str | Path) -> Score:
         raise bad("file", "one that fpfast has written, with a description", repr(str(path)))
     try:
         network, sde = dict(found["network"]), dict(found["sde"])
-        net = NETWORKS[key("network", network.pop("name"), NETWORKS)](**network)
+        kind = NETWORKS[key("network", network.pop("name"), NETWORKS)]
+        with torch.device("meta"):  # which has no numbers, whatever sizes are described
+            wanted = {name: value.shape for name, value in kind(**network).state_dict().items()}
+        if wanted != {name: value.shape for name, value in tensors.items()}:
+            raise ValueError("layers of other names or shapes")
+        net = kind(**network)
         net.to(next(iter(tensors.values())).dtype).load_state_dict(tensors)
         score = Score(
             net, SDES[key("sde", sde.pop("name"), SDES)](**sde), key("predicts", found["predicts"], PREDICTIONS)

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fpfast import activation as activations
+from fpfast import files
 from fpfast.errors import bad
 
 
@@ -87,16 +89,15 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"file: expected a readable file, got {str(path)!r}, which does not exist")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
+            files.check_header(path)
             tensors = load_file(path)
         else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
+            tensors = files.pickled(path)
     except Exception as error:  # each library has error types of its own; the cause stays attached
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise bad("file", "weights and nothing else (no code)", f"{str(path)!r}: {reason}") from error
     if not isinstance(tensors, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()
+        isinstance(name, str) and files.stored(value) for name, value in tensors.items()
     ):
         raise bad("file", "a mapping of names to tensors", f"{str(path)!r}: {type(tensors).__name__}")
     return tensors
@@ -121,7 +122,10 @@ def load_mlp(
     layers = sorted((name.removesuffix(".weight") for name in tensors if name.endswith(".weight")), key=_order)
     if len(layers) != len(hidden) + 1:
         raise bad("hidden", f"{len(layers) - 1} widths for the {len(layers)} layers {layers} of the file", list(hidden))
-    dimension = tensors[layers[0] + ".weight"].shape[-1] - 1
+    first = tensors[layers[0] + ".weight"]
+    if first.ndim != 2 or first.shape[1] < 2:
+        raise bad("file", f"a matrix {layers[0] + '.weight'!r} in {str(path)!r}", f"shape {tuple(first.shape)}")
+    dimension = first.shape[1] - 1
     net = MLP(dimension, hidden, activation=activation, potential=potential, time_first=time_first)
     state = {}
     for own, layer in zip((name for name, _ in net.named_children()), layers, strict=True):

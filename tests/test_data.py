@@ -1,5 +1,8 @@
 """The data sets are what their definitions say."""
 
+import io
+import zipfile
+
 import numpy
 import pytest
 import torch
@@ -79,9 +82,42 @@ def test_load(tmp_path):
         assert not read.requires_grad
 
 
+def absurd_npy(path, shape="(1000000000000, 2)"):
+    """A header that says more than there is."""
+    with io.BytesIO() as file:
+        numpy.save(file, numpy.ones((2, 2)))
+        text = file.getvalue()
+    said = text.replace(b"(2, 2), }" + b" " * (len(shape) - 6), f"{shape}, }}".encode())
+    assert said != text
+    assert len(said) == len(text)
+    path.write_bytes(said)
+
+
+def absurd_npz(path, claim=2**40):
+    """An entry that says it becomes a terabyte."""
+    numpy.savez_compressed(path, x=numpy.ones((2, 2)))
+    text = bytearray(path.read_bytes())
+    at = text.rindex(b"PK\x01\x02") + 24  # of the central directory
+    text[at : at + 4] = min(claim, 2**32 - 2).to_bytes(4, "little")
+    path.write_bytes(text)
+
+
+def absurd_npz_header(path):
+    absurd_npy(path.parent / "x.npy")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(path.parent / "x.npy", "x.npy")
+
+
 @pytest.mark.parametrize(
     ("name", "write", "message"),
     [
+        ("x.npy", absurd_npy, r"shape \(1000000000000, 2\) of float64 in 32 bytes"),
+        ("x.npy", lambda path: absurd_npy(path, "(2**70, 2, 0)"), "nothing else"),
+        ("x.npz", absurd_npz_header, r"shape \(1000000000000, 2\) of float64 in 32 bytes"),
+        ("x.npz", absurd_npz, "claims 4294967294 bytes"),
+        ("x.pt", lambda path: torch.save(torch.ones(1).expand(10**9, 1000), path), r"shape \(1000000000, 1000\)"),
+        ("x.pt", lambda path: torch.save(torch.ones(2, 2).to_sparse(), path), r"shape \(2, 2\)"),
+        ("x.pt", lambda path: torch.save(torch.empty(2, 2, device="meta"), path), r"shape \(2, 2\)"),
         ("x.csv", lambda path: path.write_text("1,2"), "one of blob"),
         ("x.npz", lambda path: numpy.savez(path, a=numpy.ones((2, 2)), b=numpy.ones(2)), "one array .* 2 arrays"),
         ("x.npz", lambda path: numpy.savez(path), "one array .* 0 arrays"),

@@ -34,7 +34,7 @@ LAYERS = [
     ["compat.levels", "compat.k_diffusion", "compat.__init__"],
     ["gap", "likelihood", "certificate", "train", "model", "shards"],
     ["metrics", "data", "network", "convnet", "batches", "checkpoint", "processes"],
-    ["output"],
+    ["output", "files"],
     ["sample"],
     ["trajectory"],
     ["loop"],

@@ -85,6 +85,9 @@ def write_bad_files(folder):
     (folder / "code.pt").write_bytes(pickle.dumps(Code()))
     torch.save(Code(), folder / "code2.pt")
     torch.save([1, 2], folder / "list.pt")
+    torch.save({"a.weight": torch.ones(1, 1).expand(2**40, 3)}, folder / "expanded.pt")
+    (folder / "long.safetensors").write_bytes((2**25).to_bytes(8, "little") + b" " * 2**25)
+    save_file({"a.weight": torch.ones(())}, folder / "number.safetensors")
     (folder / "net.pkl").write_bytes(pickle.dumps(Code()))
 
 
@@ -100,6 +103,9 @@ def write_bad_files(folder):
         ("code.pt", (4, 4), "weights and nothing else"),
         ("code2.pt", (4, 4), "weights and nothing else"),
         ("list.pt", (4, 4), "a mapping of names to tensors"),
+        ("expanded.pt", (), "a mapping of names to tensors"),
+        ("long.safetensors", (4, 4), "weights and nothing else"),
+        ("number.safetensors", (), "a matrix 'a.weight'"),
         ("net.pkl", (4, 4), "a name that ends in .safetensors, .pt or .pth"),
         ("good.safetensors", (4,), "2 widths for the 3 layers"),
         ("good.safetensors", (4, 5), "hidden1.weight of shape .5, 4."),
