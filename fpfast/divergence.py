@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from fpfast import noise, pair_ops
-from fpfast.errors import bad, integer, key
+from fpfast.errors import bad, flag, integer, key
 from fpfast.fused import EXACT_DIVERGENCE, Fused
 from fpfast.points import DISTRIBUTIONS, Points, Probes, dot
 from fpfast.score import Score
@@ -362,7 +362,7 @@ def divergence(
 
     Raises ValueError for arguments out of range, RuntimeError where a named estimator cannot differentiate the network.
     """
-    at = Points(score, x, t, create_graph, h)
+    at = Points(score, x, t, flag("create_graph", create_graph), h)
     name = estimator
     if estimator == "auto":
         name = "exact" if at.dimension <= EXACT_DIVERGENCE else "hutchinson"

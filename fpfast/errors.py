@@ -7,6 +7,9 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+from torch import Tensor
+
 
 def bad(name: str, expected: str, got: object) -> ValueError:
     """A ``ValueError`` that reads ``name: expected ..., got ...``."""
@@ -25,6 +28,30 @@ def key(name: str, value: Any, table: Iterable[str]) -> str:
     return value
 
 
+def instance(name: str, value: Any, kind: type, expected: str) -> None:
+    """Raises TypeError where ``value`` is not of that kind."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
+
+
+def flag(name: str, value: Any) -> bool:
+    """``value`` if it is True or False."""
+    if not isinstance(value, bool):
+        raise bad(name, "True or False", type(value).__name__)
+    return value
+
+
+def tensor(name: str, value: Any, expected: str, **options: Any) -> Tensor:
+    """``torch.as_tensor(value, **options)``: numbers, all of which are there."""
+    try:
+        x = torch.as_tensor(value, **options)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise bad(name, expected, f"{type(value).__name__}: {error}") from error
+    if x.layout != torch.strided or x.is_meta:
+        raise bad(name, expected, f"a tensor of layout {x.layout} on {x.device}")
+    return x
+
+
 def integer(name: str, value: Any, low: int, high: float = math.inf) -> int:
     """``value`` as an int in [low, high]; whole numbers of other types (numpy's) pass, floats and bools do not."""
     try:
@@ -41,7 +68,7 @@ def real(name: str, value: Any, expected: str = "a finite number", low: float = 
     """``value`` as a finite float of at least ``low``."""
     try:
         number = math.nan if isinstance(value, str | bool) else float(value)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         number = math.nan
     if not (math.isfinite(number) and number >= low):
         raise bad(name, expected, repr(value))

@@ -152,7 +152,7 @@ class FusedResidual:
 
     def _times(self, x: Tensor, t: Tensor) -> Tensor:
         t = self.score.times(x, t.to(x.dtype))  # a float32 network sees float32 times
-        return t.clone() if t.is_inference() else t
+        return t.clone() if t.is_inference() else t.contiguous()  # forward mode wants memory of its own for each
 
     @torch.inference_mode(False)  # where there is no forward mode
     @torch.no_grad()

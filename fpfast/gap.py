@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fpfast import data as datasets
-from fpfast.errors import bad, integer, real
+from fpfast.errors import bad, integer, real, tensor
 from fpfast.metrics import METRICS, Estimate, Histogram, histogram, w2_sliced
 from fpfast.sample import sample
 from fpfast.score import Score
@@ -48,7 +48,7 @@ def _truth(data: str | Tensor, n: int, seed: int) -> tuple[Tensor, Tensor]:
     """A fresh draw and the truth: n and 10 n named samples, or the given ones shuffled, n or a third held out."""
     if isinstance(data, str):
         return datasets.draw(data, n, seed=seed + 1), datasets.draw(data, TRUTH_FACTOR * n, seed=seed)
-    given = torch.as_tensor(data)
+    given = tensor("data", data, "a name, or samples (n, 2)")
     if given.ndim != 2 or given.shape[1] != 2 or len(given) < 3:
         raise bad("data", "a name, or three or more two-dimensional samples (n, 2)", tuple(given.shape))
     given = given[torch.randperm(len(given), generator=torch.Generator().manual_seed(seed))]

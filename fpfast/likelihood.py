@@ -29,7 +29,7 @@ from torch import Tensor
 from fpfast import noise
 from fpfast.backends import BACKENDS
 from fpfast.divergence import ESTIMATORS, Estimated, average, fuses
-from fpfast.errors import bad, integer, key, real
+from fpfast.errors import bad, instance, integer, key, real
 from fpfast.fused import EXACT_DIVERGENCE, Fused
 from fpfast.points import DISTRIBUTIONS, Points, Probes
 from fpfast.sample import Bar, usable_device
@@ -261,8 +261,7 @@ def log_likelihood(
 
     Warns with RuntimeWarning when values are NaN or infinite.
     """
-    if not isinstance(score, Score):
-        raise TypeError(f"score: expected fpfast.Score(net, sde, predicts=...), got {type(score).__name__}")
+    instance("score", score, Score, "fpfast.Score(net, sde, predicts=...)")
     if not isinstance(x, Tensor) or x.ndim < 2 or not x.numel() or not x.is_floating_point():
         raise bad("x", "floating-point values of shape (B, ...), B >= 1", _brief(x))
     if not bool(x.isfinite().all()):
@@ -340,7 +339,7 @@ def dequantise(
     Raises ValueError for values that are not whole or out of range, and for arguments out of range.
     """
     levels, low, high = _scale(levels, low, high)
-    if not isinstance(x, Tensor) or not x.ndim or x.is_complex():
+    if not isinstance(x, Tensor) or not x.ndim or x.is_complex() or x.layout != torch.strided:
         raise bad("x", "whole numbers of shape (B, ...)", _brief(x))
     if dtype not in (torch.float32, torch.float64):
         raise bad("dtype", "torch.float32 or torch.float64", dtype)
@@ -382,7 +381,7 @@ def _scale(levels: int, low: float, high: float) -> tuple[int, float, float]:
     low, high = real("low", low), real("high", high)
     if high <= low:
         raise bad("high", f"more than low = {low}", high)
-    return integer("levels", levels, 1), low, high
+    return integer("levels", levels, 1, 2**53), low, high
 
 
 def _brief(x: object) -> str:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from fpfast import fused_residual, noise
 from fpfast.divergence import ESTIMATORS, Backward, Martingale, make_probes
-from fpfast.errors import bad, integer, key, real
+from fpfast.errors import bad, flag, instance, integer, key, real
 from fpfast.points import DISTRIBUTIONS, Points, check_step
 from fpfast.residual import FORMS, pick
 from fpfast.score import Score
-from fpfast.sde import SDE, per_sample
+from fpfast.sde import SDE, as_float64, per_sample
 
 # lambda(t), the weight of a time in a loss
 WEIGHTINGS: dict[str, Callable[[SDE, Tensor], Tensor]] = {
@@ -31,12 +31,20 @@ WITH_VALUE = ("martingale", "finite_difference")  # estimators that take s(x, t)
 
 def random_times(sde: SDE, n: int, seed: noise.Seed = None, device: torch.device | str = "cpu") -> Tensor:
     """n times, uniform on [t_min, T], float64. Stream "times" of the seed."""
+    instance("sde", sde, SDE, "an SDE such as fpfast.VP()")
+    n = integer("n", n, 0, 2**48)
     u = noise.uniform(seed, (n, 1), stream="times", device=device)[:, 0].double()
     return sde.t_min + (sde.T - sde.t_min) * u
 
 
 def perturb(sde: SDE, x0: Tensor, t: Tensor, seed: noise.Seed = None) -> tuple[Tensor, Tensor]:
     """(x, z): x = alpha(t) x0 + std(t) z with z ~ N(0, I) from the stream "data" of the seed. t is (B,)."""
+    instance("sde", sde, SDE, "an SDE such as fpfast.VP()")
+    if not isinstance(x0, Tensor) or not x0.ndim or not x0.is_floating_point():
+        raise bad("x0", "floating-point values of shape (B, ...)", getattr(x0, "shape", type(x0).__name__))
+    t = as_float64(t, x0.device)
+    if t.ndim and t.shape != x0.shape[:1]:
+        raise bad("t", f"a number or shape ({len(x0)},)", tuple(t.shape))
     z = noise.normal(seed, x0.shape, stream="data", device=x0.device).to(x0.dtype)
     alpha, std = (per_sample(c, x0) for c in sde.marginal(t))
     return alpha * x0 + std * z, z
@@ -98,6 +106,7 @@ def dsm(
     weight = WEIGHTINGS[key("weighting", weighting, WEIGHTINGS)]
     if not isinstance(x0, Tensor) or x0.ndim < 2 or len(x0) == 0 or x0.dtype not in (torch.float32, torch.float64):
         raise bad("x0", "float32 or float64 of shape (B, ...), B > 0", getattr(x0, "shape", type(x0).__name__))
+    instance("score", score, Score, "fpfast.Score(net, sde, predicts=...)")
     sde = score.sde
     seeds = noise.seed_tensor(seed, len(x0))
     times = random_times(sde, len(x0), seeds, x0.device) if t is None else score.times(x0, t)
@@ -151,19 +160,18 @@ def fp_regulariser(
     weight = WEIGHTINGS[key("weighting", weighting, WEIGHTINGS)]
     if not 0 < real("fraction", fraction, "a number in (0, 1]") <= 1:
         raise bad("fraction", "a number in (0, 1]", fraction)
-    if not isinstance(x, Tensor) or len(x) == 0:
+    if not isinstance(x, Tensor) or not x.ndim or len(x) == 0:
         raise bad("x", "at least one point", getattr(x, "shape", type(x).__name__))
     count = max(1, round(fraction * len(x)))
     seeds = noise.seed_tensor(seed, len(x))
-    t = torch.as_tensor(t, device=x.device)
+    t = as_float64(t, x.device)
     if t.ndim and t.shape != x.shape[:1]:
         raise bad("t", f"a number or shape ({len(x)},)", tuple(t.shape))
     whole = x.shape
     x, t, seeds = x[:count], t[:count] if t.ndim else t, seeds[:count] if seeds.ndim else seeds
-    form = key("form", form, FORMS)
+    form, unbiased = key("form", form, FORMS), flag("unbiased", unbiased)
     key("estimator", estimator, ("auto", *ESTIMATORS))
-    if not isinstance(score, Score):
-        raise TypeError(f"score: expected fpfast.Score(net, sde, predicts=...), got {type(score).__name__}")
+    instance("score", score, Score, "fpfast.Score(net, sde, predicts=...)")
     key("distribution", distribution, DISTRIBUTIONS)
     if value is not None:
         if estimator not in WITH_VALUE:

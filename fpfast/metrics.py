@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy
-import torch
 from torch import Tensor
 
-from fpfast.errors import bad, integer, real
+from fpfast.errors import bad, integer, real, tensor
 
 REPLICATES = 20
 EXACT_LIMIT = 20_000
 PIVOTS = 10**8  # of the network simplex; it stops when it is done
 BLOCK = 1024  # rows of a kernel matrix at a time
 MEDIAN_POINTS = 1000  # of each set, for the median of distances
+TINY = 1e-100  # a length whose square is more than 0
 
 
 class Estimate(NamedTuple):
@@ -61,9 +61,8 @@ def histogram(x: Tensor, *, edge: float = 3.5, nodes: int = 64) -> Histogram:
     points = _points("x", x)
     if points.shape[1] != 2:
         raise bad("x", "samples of shape (n, 2)", points.shape)
-    nodes = integer("nodes", nodes, 2)
-    if real("edge", edge, "a positive number", low=0) == 0:
-        raise bad("edge", "a positive number", edge)
+    nodes = integer("nodes", nodes, 2, 2**13)
+    edge = real("edge", edge, "a positive number", low=TINY)
     inside = points[(numpy.abs(points) < edge).all(axis=1)]
     if len(inside) == 0:
         raise bad("x", f"samples inside [-{edge}, {edge}]^2", "none")
@@ -73,14 +72,14 @@ def histogram(x: Tensor, *, edge: float = 3.5, nodes: int = 64) -> Histogram:
 
 
 def _points(name: str, x: Tensor) -> numpy.ndarray:
-    x = torch.as_tensor(x)
+    x = tensor(name, x, "samples").detach().cpu()
     if x.is_complex():
         raise bad(name, "real samples", x.dtype)
     if x.ndim < 2 or len(x) == 0:
         raise bad(name, "samples of shape (n, ...) with n >= 1", tuple(x.shape))
     if not bool(x.isfinite().all()):
         raise bad(name, "finite samples", f"{int((~x.isfinite()).flatten(1).any(1).sum())} of {len(x)} are not")
-    return x.detach().cpu().double().flatten(1).numpy()
+    return x.double().flatten(1).numpy()
 
 
 def _pair(x: Tensor, y: Tensor) -> tuple[numpy.ndarray, numpy.ndarray]:
@@ -138,8 +137,8 @@ def w2_sliced(x: Tensor, y: Tensor, *, projections: int = 32, seed: int = 0) -> 
     import ot
 
     a, b = _pair(x, y)
-    projections = integer("projections", projections, 1)
-    generator = numpy.random.default_rng(seed)
+    projections = integer("projections", projections, 1, 2**20)
+    generator = numpy.random.default_rng(integer("seed", seed, 0))
 
     def once(a: numpy.ndarray, b: numpy.ndarray) -> float:
         directions = generator.standard_normal((a.shape[1], projections))
@@ -175,9 +174,7 @@ def mmd(x: Tensor, y: Tensor, *, bandwidth: float | None = None) -> Estimate:
             raise bad(name, "two samples or more", len(points))
     centre = b.mean(axis=0)  # against cancellation in the distances
     a, b = a - centre, b - centre
-    width = _median_distance(a, b) if bandwidth is None else real("bandwidth", bandwidth, "a positive number", 0)
-    if width == 0:
-        raise bad("bandwidth", "a positive number", width)
+    width = _median_distance(a, b) if bandwidth is None else real("bandwidth", bandwidth, "a positive number", TINY)
     n, m = len(a), len(b)
     xx, xy = _kernel_sums(a, a, width) - 1, _kernel_sums(a, b, width)  # k(x, x) = 1 is left out
     yy, yx = _kernel_sums(b, b, width) - 1, _kernel_sums(b, a, width)

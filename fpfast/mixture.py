@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fpfast.errors import bad
+from fpfast.errors import bad, tensor
 from fpfast.score import Score
 from fpfast.sde import SDE, Time, as_float64
 
@@ -38,15 +38,14 @@ class GaussianMixture:
     """
 
     def __init__(self, means: Tensor, covariances: Tensor, weights: Tensor | None = None) -> None:
-        means = torch.as_tensor(means, dtype=torch.float64)
+        means = tensor("means", means, "values of shape (K, d)", dtype=torch.float64)
         if means.ndim != 2 or not bool(torch.isfinite(means).all()):
             raise bad("means", "finite values of shape (K, d)", tuple(means.shape))
         k, d = means.shape
-        covariances = torch.as_tensor(covariances, dtype=torch.float64)
+        covariances = tensor("covariances", covariances, "variances or matrices", dtype=torch.float64)
         if tuple(covariances.shape) not in ((k,), (k, d, d)) or not bool(torch.isfinite(covariances).all()):
             raise bad("covariances", f"finite values of shape ({k},) or ({k}, {d}, {d})", tuple(covariances.shape))
-        weights = torch.ones(k) if weights is None else torch.as_tensor(weights)
-        weights = weights.to(torch.float64)
+        weights = tensor("weights", [1.0] * k if weights is None else weights, f"{k} numbers", dtype=torch.float64)
         if tuple(weights.shape) != (k,) or not bool((weights > 0).all() and torch.isfinite(weights).all()):
             raise bad("weights", f"{k} positive finite values", weights.tolist())
         if k == 0 or d == 0:

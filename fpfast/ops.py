@@ -127,6 +127,8 @@ def _check_noise(samples: int, seed: Tensor | None, first_sample: int, stream: i
 
 
 def _check_combine(x: Tensor, ys: Sequence[Tensor], coef: Tensor, seed: Tensor | None) -> None:
+    if not isinstance(ys, Sequence):
+        raise bad("ys", "a list of tensors", type(ys).__name__)
     for name, tensor in (("x", x), ("coef", coef), ("seed", seed), *((f"ys[{k}]", y) for k, y in enumerate(ys))):
         if not isinstance(tensor, Tensor) and not (name == "seed" and tensor is None):
             raise bad(name, "a tensor", type(tensor).__name__)

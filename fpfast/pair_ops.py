@@ -178,10 +178,13 @@ for _name, (_implementation, _fake, _setup, _backward) in OPS.items():
 # ------------------------------------------------------------------------------------------------ what one calls
 
 
-def _check(x: Tensor, others: dict[str, tuple[Tensor, tuple[int, ...]]]) -> None:
-    """x is a state, and the others are like it, of the shapes given."""
+def _check_state(x: Tensor) -> None:
     if not isinstance(x, Tensor) or x.ndim < 2 or x.dtype not in (torch.float32, torch.float64):
         raise bad("x", "float32 or float64 of shape (B, ...)", getattr(x, "shape", type(x).__name__))
+
+
+def _check(x: Tensor, others: dict[str, tuple[Tensor, tuple[int, ...]]]) -> None:
+    """The others are like the state x, of the shapes given."""
     for name, (tensor, shape) in {"x": (x, tuple(x.shape)), **others}.items():
         if not isinstance(tensor, Tensor) or tuple(tensor.shape) != shape:
             raise bad(name, f"shape {shape}", getattr(tensor, "shape", type(tensor).__name__))
@@ -210,6 +213,7 @@ def pair(
     Raises ValueError for a wrong shape, dtype, device, layout or noise number, RuntimeError for a backend that cannot
     serve; so do the others here.
     """
+    _check_state(x)
     _check(x, {"y": (y, tuple(x.shape)), "coef": (coef, (len(x), 3))})
     name = _probe(x, seed, kind, first_sample, stream, draw, backend)
     return torch.ops.fpfast.pair(x, y, coef, seed, first_sample, stream, draw, kind, name)
@@ -217,6 +221,7 @@ def pair(
 
 def defect(x: Tensor, pair: Tensor, coef: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
     """(r, |r|^2) with r = (x - (pair[0] + pair[1]) / 2) c1 + c0 x, row b of coef [B, 2] being (c0, c1)."""
+    _check_state(x)
     _check(x, {"pair": (pair, (2, *x.shape)), "coef": (coef, (len(x), 2))})
     name = backends.pick(backend, x.device.type, x.dtype)
     return torch.ops.fpfast.defect(x, pair, coef, name)
@@ -224,7 +229,8 @@ def defect(x: Tensor, pair: Tensor, coef: Tensor, *, backend: str = "auto") -> t
 
 def defect_product(x: Tensor, pair: Tensor, other: Tensor, coef: Tensor, *, backend: str = "auto") -> Tensor:
     """r.r', [B], of the two defects of :func:`defect`. Where the pairs are independent, so are the defects' errors."""
-    shape = (2, *x.shape) if isinstance(x, Tensor) else ()
+    _check_state(x)
+    shape = (2, *x.shape)
     _check(x, {"pair": (pair, shape), "other": (other, shape), "coef": (coef, (len(x), 2))})
     name = backends.pick(backend, x.device.type, x.dtype)
     return torch.ops.fpfast.defect_product(x, pair, other, coef, name)
@@ -241,6 +247,7 @@ def probe_dot(
     backend: str = "auto",
 ) -> Tensor:
     """v.x of each sample, [B]: Hutchinson's estimate if x = J^T v."""
+    _check_state(x)
     _check(x, {})
     name = _probe(x, seed, kind, first_sample, stream, draw, backend)
     return torch.ops.fpfast.probe_dot(x, seed, first_sample, stream, draw, kind, name)

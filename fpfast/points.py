@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from fpfast import noise
-from fpfast.errors import bad, real
+from fpfast.errors import bad, instance, real
 from fpfast.score import Score
-from fpfast.sde import per_sample
+from fpfast.sde import as_float64, per_sample
 
 DISTRIBUTIONS = {"rademacher": noise.rademacher, "normal": noise.normal}
 
@@ -81,15 +81,15 @@ class Points:
         h: float | None = None,
         value: Tensor | None = None,  # s(x, t), if it is known: nothing is evaluated there again
     ) -> None:
-        if not isinstance(score, Score):
-            raise TypeError(f"score: expected fpfast.Score(net, sde, predicts=...), got {type(score).__name__}")
+        instance("score", score, Score, "fpfast.Score(net, sde, predicts=...)")
         check_step(score, h)
         self.score, self.graph, self.h = score, graph, h
         self.seen_through = False  # the graph of the first derivative
-        if not isinstance(x, Tensor) or x.ndim < 2 or x.dtype not in (torch.float32, torch.float64):
+        plain = isinstance(x, Tensor) and x.layout == torch.strided
+        if not plain or x.ndim < 2 or x.dtype not in (torch.float32, torch.float64):
             raise bad("x", "float32 or float64 of shape (B, ...)", getattr(x, "shape", type(x).__name__))
         # A float32 network sees float32 times: differences of times are made of those.
-        t = torch.as_tensor(t, dtype=x.dtype, device=x.device).detach()
+        t = as_float64(t, x.device).detach().to(x.dtype)
         if t.ndim and t.shape != x.shape[:1]:
             raise bad("t", f"a number or shape ({x.shape[0]},)", tuple(t.shape))
         self.t = t.expand(x.shape[0]).clone().requires_grad_()

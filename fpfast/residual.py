@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fpfast import fused_residual, noise
 from fpfast.divergence import ESTIMATORS, Estimated, Estimator, average, make_probes
-from fpfast.errors import bad, key
+from fpfast.errors import bad, flag, key
 from fpfast.fused import EXACT_DIVERGENCE
 from fpfast.points import Points, Probes, dot
 from fpfast.score import Score
@@ -79,7 +79,7 @@ def fp_residual(
     estimator cannot differentiate the network.
     """
     form = key("form", form, FORMS)
-    at = Points(score, x, t, create_graph, h)
+    at = Points(score, x, t, flag("create_graph", create_graph), h)
     name = pick(estimator, form, at)
     drawn = make_probes(name, at, probes, seed, distribution)
     if (engine := fused_residual.serve(score, x, form, name, create_graph)) is not None:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from fpfast import backends
 from fpfast import graph as graphs
 from fpfast import noise as noises
-from fpfast.errors import bad, integer, key, real, sizes
+from fpfast.errors import bad, instance, integer, key, real, sizes
 from fpfast.fused import Fused
 from fpfast.loop import Callback, Loop
 from fpfast.score import Score
@@ -179,7 +179,7 @@ def sample(
     noise = real("noise", noise, "a finite level that is not negative", low=0)
     first_sample = integer("first_sample", first_sample, 0, 2**48 - shape[0])
     batch_size = shape[0] if batch_size is None else integer("batch_size", batch_size, 1)
-    if graph is not True and graph is not False and graph != "auto":
+    if not isinstance(graph, bool) and not (isinstance(graph, str) and graph == "auto"):
         raise bad("graph", "'auto', True or False", repr(graph))
     device = _checked(score, x, shape, solver, final, device, dtype, callback)
     watched = key("on_nonfinite", on_nonfinite, ON_NONFINITE) != "ignore"
@@ -314,8 +314,7 @@ def _checked(
     callback: Callback | None,
 ) -> torch.device:
     """Checks what is not checked elsewhere, and returns the device to run on."""
-    if not isinstance(score, Score):
-        raise TypeError(f"score: expected fpfast.Score(net, sde, predicts=...), got {type(score).__name__}")
+    instance("score", score, Score, "fpfast.Score(net, sde, predicts=...)")
     if not callable(solver):
         key("solver", solver, SOLVERS)
     key("final", final, ("mean", "noise"))

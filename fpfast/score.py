@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fpfast.errors import bad, key, real
+from fpfast.errors import bad, instance, key, real
 from fpfast.fused import Fused
 from fpfast.sde import SDE, as_float64, per_sample
 
@@ -95,8 +95,7 @@ class Score:
     ) -> None:
         if not callable(net):
             raise TypeError(f"net: expected a module or a function net(x, t), got {type(net).__name__}")
-        if not isinstance(sde, SDE):
-            raise TypeError(f"sde: expected an SDE such as fpfast.VP(), got {sde!r}")
+        instance("sde", sde, SDE, "an SDE such as fpfast.VP()")
         key("predicts", predicts, PREDICTIONS)
         if guidance is not None:
             guidance = real("guidance", guidance, "a finite weight or None")
@@ -153,7 +152,10 @@ class Score:
 
     def times(self, x: Tensor, t: float | Tensor) -> Tensor:
         """t as float64 of shape (B,), checked; see :meth:`__call__`."""
-        t = torch.as_tensor(t, dtype=torch.float64, device=x.device)
+        instance("x", x, Tensor, "a tensor (B, ...)")
+        if x.is_meta:
+            raise bad("x", "a tensor with values", "one on the device 'meta'")
+        t = as_float64(t, x.device)
         if t.ndim and t.shape != x.shape[:1]:
             raise bad("t", f"a number or shape ({x.shape[0]},)", tuple(t.shape))
         top = self.sde.T * (1 + 1e-6)  # a T that was rounded to float32 on its way here is still T

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from fpfast import noise
-from fpfast.errors import bad, key, real, unknown
+from fpfast.errors import bad, key, real, tensor, unknown
 
 Time = float | Tensor
 
 
-def as_float64(t: Time) -> Tensor:
-    return torch.as_tensor(t, dtype=torch.float64)
+def as_float64(t: Time, device: torch.device | None = None) -> Tensor:
+    return tensor("t", t, "a number or a tensor of numbers", dtype=torch.float64, device=device)
 
 
 def per_sample(c: Tensor, x: Tensor) -> Tensor:

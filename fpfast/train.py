@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel
 from fpfast import checkpoint, losses
 from fpfast.batches import TIME_LAWS, Batches, Draw, checked, network_seed, seeds
 from fpfast.divergence import ESTIMATORS
-from fpfast.errors import bad, integer, key, real
+from fpfast.errors import bad, instance, integer, key, real
 from fpfast.fused import Fused
 from fpfast.processes import Processes, join
 from fpfast.sample import Bar
@@ -241,8 +241,7 @@ def fit(
     """
     recipe = Recipe() if recipe is None else recipe
     every = integer("every", every, 1)
-    if not isinstance(score, Score):
-        raise TypeError(f"score: expected fpfast.Score(net, sde, predicts=...), got {type(score).__name__}")
+    instance("score", score, Score, "fpfast.Score(net, sde, predicts=...)")
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe: expected fpfast.train.Recipe(...), got {type(recipe).__name__}")
     module = score.module

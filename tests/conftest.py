@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 import fpfast
 from fpfast import backends
@@ -19,6 +20,10 @@ if backends.NATIVE_ERROR is None:
     from fpfast import _native
 
     LEVELS = _native.levels()
+
+settings.register_profile("short", derandomize=True)
+settings.register_profile("long", max_examples=1500)  # pytest --hypothesis-profile=long tests/test_fuzz.py
+settings.load_profile("short")
 
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # they share the processors
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(workers)))
