@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
+import test_watch
 import torch
 from emulated import NVCC, PTX, Cuda, Triton, compiled_by_nvcc
 from simt_runner import NEEDED, Simt, sanitized
@@ -279,6 +280,25 @@ def test_samples_that_are_not_finite_are_those_of_the_cpu(kernels, name, freeze)
         found.append((run(one, x, watch=watch, launches=(1, STEPS)), watch.broken))
     assert torch.equal(found[0][1], found[1][1])
     assert torch.allclose(found[0][0], found[1][0], rtol=0, atol=0, equal_nan=True)
+
+
+def test_frozen_samples_stay_where_they_were_finite(kernels, monkeypatch):
+    """All of fpfast.sample, with these kernels in place of the CPU's."""
+    used = []
+
+    def made(net: fused.Fused, score: fpfast.Score, table: Table, *_) -> GpuSchedule | TritonSchedule:
+        used.append(gpu_schedule(ready(kernels, CASES["two-steps"]), net, "output", table))
+        return used[-1]
+
+    monkeypatch.setattr(sys.modules["fpfast.sample"], "schedule", made)
+    score = test_watch.blows_up()
+    every, first = test_watch.history(score)
+    broken = first > 0
+    x, info = test_watch.run(score, on_nonfinite="freeze")
+    assert torch.equal(x, every[torch.where(broken, first - 1, test_watch.STEPS), torch.arange(test_watch.N)])
+    step = int(first[broken].min())
+    assert (info.nonfinite, info.first_nonfinite) == (int(broken.sum()), (int((first == step).nonzero()[0, 0]), step))
+    assert len(used) == 2
 
 
 @FREEZE
