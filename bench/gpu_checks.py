@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -68,6 +69,8 @@ def checks(device: torch.device) -> Iterator[Check]:
             f"{name}, trajectory, {case}, {solver}",
             lambda name=name, case=case, solver=solver: _path(name, case, solver, device),
         )
+    for name, case in itertools.product(engines(device), NETWORKS):
+        yield f"{name}, frozen, {case}", lambda name=name, case=case: _frozen(name, case, device)
     for name, residual in itertools.product(engines(device), sorted(FUSED)):
         yield f"{name}, residual, {residual}", lambda name=name, residual=residual: _residual(name, *residual, device)
 
@@ -191,6 +194,30 @@ def _path(name: str, case: str, solver: str, device: torch.device) -> str:
         if not error <= PATH:
             return f"relative error {error:.2g}"
     return ""
+
+
+def _frozen(name: str, case: str, device: torch.device) -> str:
+    """Samples that overflow, against the states after all steps of a run that nobody watches."""
+    net = network(case).requires_grad_(False).to(device)
+    score = fpfast.Score(net, fpfast.OU(T=1.0), predicts=case.split()[-1])
+    start = torch.randn(1000, NETWORKS[case][0], generator=torch.Generator().manual_seed(6))
+    start *= 10 ** torch.linspace(0, 37.5, 1000)[:, None]
+    options: Any = {"x": start, "steps": 10, "seed": 5, "device": device, "backend": name}
+    states = [start.to(device)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fpfast.sample(score, start.shape, callback=lambda step, t, x: states.append(x), **options)
+        got, info = fpfast.sample(score, start.shape, on_nonfinite="freeze", return_info=True, **options)
+    finite = torch.stack(states).isfinite().all(2)
+    first = torch.where(finite.all(0), 0, (~finite).int().argmax(0))
+    step = int(first[first > 0].min())
+    want = int((first > 0).sum()), (int((first == step).nonzero()[0, 0]), step)
+    if not info.fused:
+        return f"it did not run in the fused engine: {info.not_fused}"
+    if (info.nonfinite, info.first_nonfinite) != want:
+        return f"{info.nonfinite} samples, first {info.first_nonfinite}, expected {want}"
+    last = torch.where(first > 0, first - 1, 10)
+    return _different(got, torch.stack(states)[last, torch.arange(1000, device=device)])
 
 
 def _residual(name: str, form: str, potential: bool, estimator: str, device: torch.device) -> str:

@@ -56,7 +56,9 @@ def cases() -> Iterator[tuple[str, Callable[[], None]]]:
     names = ("slot_rows", "program", "actions", "evaluations")
     run = {name: torch.empty(1, 1, dtype=torch.int64) for name in names}
     run |= {name: torch.empty(1, 1) for name in ("weights", "biases", "coef")}
-    yield "", partial(trajectory.trajectory, [torch.empty(64, 2)], run, (0, 1), 64, key)
+    for watch in ("", "watched", "frozen"):
+        watching = {"broken": torch.empty(64, dtype=torch.int64), "freeze": watch == "frozen"} if watch else {}
+        yield watch, partial(trajectory.trajectory, [torch.empty(64, 2)], run, (0, 1), 64, key, **watching)
     of_points = dict.fromkeys([*residual.TENSORS, "program", "weights", "places"], torch.empty(64, 2))
     of_points |= {name: torch.empty(1, dtype=torch.int64) for name in ("program", "places")}
     of_points |= {name: torch.empty(1, dtype=torch.float64) for name in ("loss", "gradient")}

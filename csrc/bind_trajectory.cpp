@@ -122,15 +122,19 @@ double work(const Trajectory& run) {
 }
 
 // `broken`: the address of a number for each sample, or 0.
+Watch make_watch(const Trajectory& run, uintptr_t broken, bool freeze) {
+  require(!freeze || broken != 0, "freeze: expected an array to say which samples are");
+  require(broken == 0 || (run.input_count > 0 && run.inputs[0].rows == run.dimension),
+          "inputs: expected the state first");
+  return {reinterpret_cast<int64_t*>(broken), freeze};
+}
+
 void cpu_trajectory(const std::string& level, const py::dict& arguments, const std::vector<PortSpec>& inputs,
                     const std::vector<PortSpec>& outputs, uintptr_t broken, bool freeze, int tile, int threads) {
   require(tile >= 0 && tile <= 3, "tile: expected 0 to 3 vectors");
-  require(!freeze || broken != 0, "freeze: expected an array to say which samples are");
   Trajectory run = make_trajectory(arguments, inputs, outputs, 1);
   run.tile = tile;
-  require(broken == 0 || (run.input_count > 0 && run.inputs[0].rows == run.dimension),
-          "inputs: expected the state first");
-  const Watch watch = {reinterpret_cast<int64_t*>(broken), freeze};
+  const Watch watch = make_watch(run, broken, freeze);
   const CpuKernels& kernels = kernels_of(level);
   const int64_t size = run.float64 ? 8 : 4;
   in_parts(run.samples, int64_t(std::max(2e10 / work(run), 1024.0)), [&](int64_t first, int64_t count) {
@@ -172,12 +176,13 @@ void check_slabs(const Trajectory& run, const cuda::Slab* slabs, int64_t count, 
 
 // `arguments` as above; `device` has the addresses of the same arrays in the GPU's memory.
 void cuda_trajectory(const py::dict& arguments, const py::dict& device, const std::vector<PortSpec>& inputs,
-                     const std::vector<PortSpec>& outputs, uintptr_t cuda_stream) {
+                     const std::vector<PortSpec>& outputs, uintptr_t broken, bool freeze, uintptr_t cuda_stream) {
   const auto pointer = [](const py::dict& of, const char* name) {
     return reinterpret_cast<void*>(of[name].cast<uintptr_t>());
   };
   Trajectory run = make_trajectory(arguments, inputs, outputs, 8);
   require(!run.float64, "weights: expected float32");
+  const Watch watch = make_watch(run, broken, freeze);
   cuda::Weights weights{};
   weights.count = arguments["weight_count"].cast<int64_t>(),
   weights.slab_count = arguments["slab_count"].cast<int64_t>();
@@ -192,7 +197,7 @@ void cuda_trajectory(const py::dict& arguments, const py::dict& device, const st
   run.actions = static_cast<const Action*>(pointer(device, "actions"));
   run.evaluations = static_cast<const int64_t*>(pointer(device, "evaluations"));
   py::gil_scoped_release release;
-  const char* error = cuda::trajectory(run, weights, reinterpret_cast<void*>(cuda_stream));
+  const char* error = cuda::trajectory(run, watch, weights, reinterpret_cast<void*>(cuda_stream));
   if (error) throw std::runtime_error(std::string("fused engine on CUDA: ") + error);
 }
 

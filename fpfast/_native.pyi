@@ -110,6 +110,8 @@ def cuda_trajectory(
     device: dict[str, int],
     inputs: list[tuple[int, int, int]],
     outputs: list[tuple[int, int, int]],
+    broken: int,  # address, or 0
+    freeze: bool,
     cuda_stream: int,
 ) -> None: ...
 

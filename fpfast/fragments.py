@@ -28,7 +28,10 @@ def slabs(program: Program) -> Tensor:
     return torch.tensor(found, dtype=torch.int64).reshape(-1, 2)
 
 
-def shared_bytes(program: Program) -> int:
-    """What a block needs of a GPU's shared memory at least: the values of one warp's 16 samples, and three slabs."""
+def shared_bytes(program: Program, before: int) -> int:
+    """What a block needs of a GPU's shared memory at least: the values of one warp's 16 samples, and three slabs.
+
+    ``before``: rows of the state before a step, where it is kept.
+    """
     most = max((fragments for _, fragments in slabs(program).tolist()), default=0)
-    return 64 * program.rows + 3 * 4 * FRAGMENT * most
+    return 64 * (program.rows + before) + 3 * 4 * FRAGMENT * most

@@ -72,6 +72,16 @@ def _trajectory(
     }
 
 
+def _watch(broken: Tensor | None, freeze: bool, state: Tensor) -> tuple[int, bool]:
+    """Struct Watch of csrc/kernels.h."""
+    if broken is None:
+        return 0, freeze
+    if broken.shape != state.shape[:1] or broken.dtype != torch.int64 or broken.device != state.device:
+        want = f"int64 of shape ({len(state)},) on {state.device}"
+        raise bad("broken", want, f"{broken.dtype} of {tuple(broken.shape)} on {broken.device}")
+    return broken.data_ptr(), freeze
+
+
 class _Pairs(ABC):
     """The ops of pairs and probes, which all devices are given alike."""
 
@@ -182,10 +192,7 @@ class Cpu(_Pairs):
         numbers = {"steps": evaluations.shape[0], "dimension": dimension, "rows": rows}
         arrays = {"program": program, "weights": weights, "biases": biases, "actions": actions}
         arguments = _trajectory({**arrays, "evaluations": evaluations, "coef": coef}, steps, numbers, inputs[0][0], key)
-        if broken is not None and (broken.shape != (arguments["samples"],) or broken.dtype != torch.int64):
-            raise bad("broken", f"int64 of shape ({arguments['samples']},)", f"{broken.dtype} of {tuple(broken.shape)}")
-        watch = (0 if broken is None else broken.data_ptr(), freeze)
-        ports = _ports(inputs), _ports(outputs)
+        ports, watch = (_ports(inputs), _ports(outputs)), _watch(broken, freeze, inputs[0][0])
         _native.cpu_trajectory(self.level, arguments, *ports, *watch, tile, torch.get_num_threads())
 
     def residual(
@@ -242,6 +249,8 @@ class Cuda(_Pairs):
         rows: int,
         bfloat16: bool,  # products are of numbers rounded so
         key: Key | None = None,
+        broken: Tensor | None = None,  # as Cpu has it
+        freeze: bool = False,
     ) -> None:
         """Runs steps of a recognised network on all samples of the ports' tensors; see csrc/cuda/trajectory.cu."""
         state = inputs[0][0]
@@ -257,9 +266,10 @@ class Cuda(_Pairs):
             "bfloat16": int(bfloat16),
         }
         arguments = _trajectory({**device, **host}, steps, numbers, state, key)
+        ports, watch = (_ports(inputs), _ports(outputs)), _watch(broken, freeze, state)
         with torch.cuda.device(state.device):
             stream = torch.cuda.current_stream().cuda_stream
-            _native.cuda_trajectory(arguments, _addresses(device), _ports(inputs), _ports(outputs), stream)
+            _native.cuda_trajectory(arguments, _addresses(device), *ports, *watch, stream)
 
     @property
     def packing(self) -> Fragments:

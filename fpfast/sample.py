@@ -189,7 +189,7 @@ def sample(
         raise bad("first_sample", "0 where every sample has a seed of its own", first_sample)
     table, ends = _table(score, solver, times, steps, noise, final == "noise")
     chosen = _callback_steps(callback_steps, len(ends))
-    net, not_fused = fusible(score, table, shape, asked, device, dtype, watched)
+    net, not_fused = fusible(score, table, shape, asked, device, dtype, on_nonfinite == "freeze")
     fused = net is not None
     not_graph = "the network runs in the fused engine" if fused else graphs.obstacle(graph, score, device, backend)
     if graph is True and not_graph is not None:

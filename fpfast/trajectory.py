@@ -38,9 +38,12 @@ def fusible(
     backend: str,
     device: torch.device,
     dtype: torch.dtype,
-    watched: bool = False,
+    freeze: bool = False,
 ) -> tuple[Fused | None, str | None]:
-    """The network if the fused engine runs it, else why not. ``backend`` is the one that the user asked for."""
+    """The network if the fused engine runs it, else why not. ``backend`` is the one that the user asked for.
+
+    ``freeze``: samples that are not finite are to stay where they were.
+    """
     if device.type not in ENGINES:
         return None, f"the state is on {device}"
     if (engine := _engine(backend, device)) is None:
@@ -49,14 +52,12 @@ def fusible(
         return None, missing
     if device.type == "cuda" and dtype != torch.float32:
         return None, f"the state is {dtype}"
-    if device.type == "cuda" and watched:
-        return None, "on_nonfinite is not 'ignore', and the engine looks after no step on a GPU"
     net, reason = recognise(score, shape, dtype)
     if net is None:
         return None, reason
     if net.products != "float32" and engine != "cuda":
         return None, f"products in {net.products} are the CUDA kernel's alone"
-    return (net, None) if (reason := _too_large(net, score, table, device, engine)) is None else (None, reason)
+    return (net, None) if (reason := _too_large(net, score, table, device, engine, freeze)) is None else (None, reason)
 
 
 def recognise(score: Score, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Fused | None, str | None]:
@@ -107,13 +108,15 @@ def _cuda() -> Cuda:
     return Cuda()
 
 
-def _too_large(net: Fused, score: Score, table: Table, device: torch.device, engine: str) -> str | None:
+def _too_large(net: Fused, score: Score, table: Table, device: torch.device, engine: str, freeze: bool) -> str | None:
     """Why a GPU's shared memory does not hold the values of 16 samples; None where it does, and where it need not."""
     if engine != "cuda":
         return None
     what, rows = _what(score), Plan(table, net.dimension, fragments.LAYOUT).rows
+    before = up(net.dimension, fragments.LAYOUT.rows) if freeze else 0
     needed = net.remembered(
-        ("bytes", what, rows), lambda: fragments.shared_bytes(net.program(what, rows, fragments.LAYOUT))
+        ("bytes", what, rows, before),
+        lambda: fragments.shared_bytes(net.program(what, rows, fragments.LAYOUT), before),
     )
     there = _cuda().shared_memory(device)
     if needed <= there:
@@ -173,7 +176,9 @@ class GpuSchedule:
         numbers = _numbers(self.program, table, packing.fragments)
         self.there = {name: tensor.to(device).contiguous() for name, tensor in {**self.host, **numbers}.items()}
 
-    def run(self, slots: list[tuple[Tensor, int]], steps: tuple[int, int], key: Key, watch: None = None) -> None:
+    def run(
+        self, slots: list[tuple[Tensor, int]], steps: tuple[int, int], key: Key, watch: Watch | None = None
+    ) -> None:
         self.kernels.trajectory(
             inputs=slots,
             outputs=slots,
@@ -184,6 +189,8 @@ class GpuSchedule:
             rows=self.program.rows,
             bfloat16=self.bfloat16,
             key=key,
+            broken=None if watch is None else watch.broken,
+            freeze=watch is not None and watch.freeze,
         )
 
 
@@ -202,9 +209,18 @@ class TritonSchedule:
         }
         self.there = {name: tensor.to(device).contiguous() for name, tensor in numbers.items()}
 
-    def run(self, slots: list[tuple[Tensor, int]], steps: tuple[int, int], key: Key, watch: None = None) -> None:
-        states = [state for state, _ in slots]
-        self.kernels.trajectory(states=states, device=self.there, steps=steps, rows=self.program.rows, key=key)
+    def run(
+        self, slots: list[tuple[Tensor, int]], steps: tuple[int, int], key: Key, watch: Watch | None = None
+    ) -> None:
+        self.kernels.trajectory(
+            states=[state for state, _ in slots],
+            device=self.there,
+            steps=steps,
+            rows=self.program.rows,
+            key=key,
+            broken=None if watch is None else watch.broken,
+            freeze=watch is not None and watch.freeze,
+        )
 
 
 def _code(program: Program, plan: Plan) -> dict[str, Tensor]:
@@ -259,7 +275,7 @@ class FusedLoop:
         slots = [(x if name == "x" else torch.zeros_like(x), row) for name, row in kept.items()]
         start = 0
         for stop in self._stops(len(x)):
-            self.schedule.run(slots, (start, stop), Key(seed, first_sample, 0, 0), watch)  # type: ignore[arg-type]
+            self.schedule.run(slots, (start, stop), Key(seed, first_sample, 0, 0), watch)
             bar.update(stop - start)
             start = stop
             wanted = self.callback is not None and stop in self.callback_steps

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from fpfast.kernels.activation import activation
 from fpfast.kernels.groups import on_device, values, words
-from fpfast.kernels.tiles import NOTHING, ROWS, SAMPLES, WARPS, field, plus_product
+from fpfast.kernels.tiles import NOTHING, ROWS, SAMPLES, WARPS, field, opaque, plus_product
 from torch import Tensor
 
 from fpfast.reference import Key
@@ -148,6 +148,26 @@ def _copy(at, source, target, dimension, SAMPLES: tl.constexpr, ROWS: tl.constex
 
 
 @triton.jit
+def _look(at, broken, state, before, first, samples, dimension, number, FREEZE: tl.constexpr, SAMPLES: tl.constexpr,
+          ROWS: tl.constexpr):  # fmt: skip
+    """After step ``number``, 1 to steps, what struct Watch asks for."""
+    sample = first + opaque(tl.arange(0, SAMPLES))  # else it is made before the steps, and takes registers
+    exists = sample < samples
+    zero = tl.zeros((SAMPLES, ROWS), tl.float32)
+    for row in range(0, dimension, ROWS):
+        zero += 0.0 * tl.load(_tile(at, state + row, SAMPLES, ROWS))  # NaN where the state is not finite
+    known = tl.load(broken + sample, mask=exists, other=0)
+    breaks = (tl.sum(zero, 1) != 0) & (known == 0)
+    tl.store(broken + sample, tl.zeros((SAMPLES,), tl.int64) + number, mask=exists & breaks)
+    if FREEZE:
+        frozen = ((known != 0) | breaks)[:, None]
+        for row in range(0, dimension, ROWS):
+            here = _tile(at, state + row, SAMPLES, ROWS)
+            tl.store(here, tl.where(frozen, tl.load(_tile(at, before + row, SAMPLES, ROWS)), tl.load(here)))
+    tl.debug_barrier()
+
+
+@triton.jit
 def _transfer(states, at, slot_rows, slots, first, samples, dimension, SAMPLES: tl.constexpr, ROWS: tl.constexpr,
               IN: tl.constexpr):  # fmt: skip
     """States [slots, samples, dimension] into the values, or back. Samples that do not exist are zeros."""
@@ -168,15 +188,22 @@ def _transfer(states, at, slot_rows, slots, first, samples, dimension, SAMPLES: 
 
 @triton.jit(do_not_specialize=NUMBERS)
 def trajectory_kernel(states, scratch, slot_rows, program, weights, biases, actions, evaluations, coef, seeds,
-                      tiles: tl.int32, samples: tl.int64, dimension: tl.int32, rows: tl.int32, slots: tl.int32,
+                      broken, tiles: tl.int32, samples: tl.int64, dimension: tl.int32, rows: tl.int32, slots: tl.int32,
                       instructions: tl.int32, bias_width: tl.int32, count: tl.int32, stages: tl.int32,
                       first_step: tl.int32, last_step: tl.int32, first_sample: tl.int64,
-                      SEED_PER_SAMPLE: tl.constexpr, SAMPLES: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+                      SEED_PER_SAMPLE: tl.constexpr, FREEZE: tl.constexpr, SAMPLES: tl.constexpr,
+                      ROWS: tl.constexpr):  # fmt: skip
+    """``broken`` is None where nobody asks which samples are not finite. With FREEZE the last of the rows are those of
+    the state before a step. The state is the first slot."""
     at = scratch + tl.program_id(0).to(tl.int64) * rows * SAMPLES
+    before = rows - tl.cdiv(dimension, ROWS) * ROWS
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         first = tl.cast(tile, tl.int64) * SAMPLES
         _transfer(states, at, slot_rows, slots, first, samples, dimension, SAMPLES, ROWS, True)
         for step in range(first_step, last_step):
+            if FREEZE:
+                _copy(at, field(slot_rows, 0), before, dimension, SAMPLES, ROWS)
+                tl.debug_barrier()
             for number in range(count):
                 action = actions + number * 10
                 stage, source, target = field(action, 1), field(action, 2), field(action, 3)
@@ -192,6 +219,9 @@ def trajectory_kernel(states, scratch, slot_rows, program, weights, biases, acti
                         _evaluate(at, program, weights, biases + evaluation * bias_width, instructions, source, target,
                                   SAMPLES, ROWS)  # fmt: skip
                 tl.debug_barrier()
+            if broken is not None:
+                _look(at, broken, field(slot_rows, 0), before, first, samples, dimension, tl.cast(step, tl.int64) + 1,
+                      FREEZE, SAMPLES, ROWS)  # fmt: skip
         _transfer(states, at, slot_rows, slots, first, samples, dimension, SAMPLES, ROWS, False)
 
 
@@ -201,6 +231,8 @@ def trajectory(
     steps: tuple[int, int],
     rows: int,
     key: Key,
+    broken: Tensor | None = None,  # [samples] int64, as struct Watch has it; the state is the first of states then
+    freeze: bool = False,
 ) -> None:
     """Runs steps of a recognised network on all samples; see csrc/kernels.h. A key's stream and draw do not count."""
     together = torch.stack(states) if len(states) > 1 else states[0][None]
@@ -209,13 +241,15 @@ def trajectory(
     if tiles == 0:
         return
     programs = min(tiles, PROGRAMS)
+    rows += triton.cdiv(dimension, ROWS) * ROWS * freeze
     names = ("slot_rows", "program", "weights", "biases", "actions", "evaluations", "coef")
     with on_device(together):
         trajectory_kernel[(programs,)](
-            together, together.new_empty(programs * rows * SAMPLES), *(device[name] for name in names), key.seed, tiles,
-            samples, dimension, rows, slots, len(device["program"]), device["biases"].shape[1], len(device["actions"]),
-            device["evaluations"].shape[1], *steps, key.first_sample, SEED_PER_SAMPLE=key.seed.ndim == 1,
-            SAMPLES=SAMPLES, ROWS=ROWS, num_warps=WARPS, enable_fp_fusion=False,
+            together, together.new_empty(programs * rows * SAMPLES), *(device[name] for name in names), key.seed,
+            broken, tiles, samples, dimension, rows, slots, len(device["program"]), device["biases"].shape[1],
+            len(device["actions"]), device["evaluations"].shape[1], *steps, key.first_sample,
+            SEED_PER_SAMPLE=key.seed.ndim == 1, FREEZE=freeze, SAMPLES=SAMPLES, ROWS=ROWS, num_warps=WARPS,
+            enable_fp_fusion=False,
         )  # fmt: skip
     if slots > 1:
         for state, new in zip(states, together, strict=True):

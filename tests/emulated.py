@@ -184,6 +184,10 @@ class Trajectory(ctypes.Structure):  # csrc/kernels.h
     ]
 
 
+class Watch(ctypes.Structure):  # csrc/kernels.h
+    _fields_ = [("broken", ctypes.c_uint64), ("freeze", ctypes.c_bool)]
+
+
 class Weights(ctypes.Structure):  # csrc/cuda/launch.h
     _fields_ = [
         ("count", ctypes.c_int64),
@@ -372,22 +376,30 @@ class Cuda(Backend):
         rows: int,
         bfloat16: bool,
         key: reference.Key,
+        broken: Tensor | None = None,
+        freeze: bool = False,
     ) -> None:
         states = {tensor.data_ptr(): tensor for tensor, _ in [*inputs, *outputs]}
+        states |= {} if broken is None else {broken.data_ptr(): broken}
         memory = Memory(list(states.values()), [*states.values(), *device.values(), key.seed])
         run, weights = trajectory(
             inputs, outputs, device, steps, dimension, rows, self.key(key, memory), lambda tensor: memory[tensor].ptr
         )
         weights.bfloat16 = bfloat16
         of_weights = 4 * weights.count * (weights.slab_count > 0) if self.resident else 3 * 512 * weights.most_fragments
+        of_kernel = (
+            "Resident" if self.resident else "Streamed",
+            "Rounded" if bfloat16 else "Exactly",
+            "Unwatched" if broken is None else "7Watched",
+        )
         self.launch(
             "trajectory",
-            f"trajectory_kernel.*{'Resident' if self.resident else 'Streamed'}.*{'Rounded' if bfloat16 else 'Exactly'}",
+            ".*".join(("trajectory_kernel", *of_kernel)),
             -(-run.samples // (16 * self.warps)),
             memory,
-            [run, weights],
+            [run, weights, Watch(0 if broken is None else memory[broken].ptr, freeze)],
             threads=32 * self.warps,
-            shared_bytes=of_weights + self.warps * rows * 64,
+            shared_bytes=of_weights + self.warps * values_bytes(rows, dimension, freeze),
         )
 
     def residual(self, *, tensors: dict[str, Tensor | None], numbers: dict[str, int | float]) -> None:
@@ -425,6 +437,11 @@ def residual(
             setattr(own, name, address(tensor))
     own.sum_count = 0 if scratch.sums is None else scratch.sums.shape[1]
     return run, own
+
+
+def values_bytes(rows: int, dimension: int, freeze: bool) -> int:
+    """Of a trajectory's warp, 16 samples: its values, and the state before a step."""
+    return 64 * (rows + (-(-dimension // 8) * 8 if freeze else 0))
 
 
 def trajectory(
@@ -485,11 +502,11 @@ class Triton(Backend):
 
 # Of Triton's kernels: outputs that are written whole, and what programs have of their own. Others have out and sums.
 OUTPUTS = {
-    "trajectory_kernel": (("states",), ("scratch",)),
+    "trajectory_kernel": (("states", "broken"), ("scratch",)),
     "residual_kernel": (("value", "feature_adjoints", "rate_adjoints"), ("scratch", "sums", "losses")),
     "fold_kernel": (("gradient", "loss"), ()),
 }
-READ = ("states", "gradient", "loss")  # outputs that are read, too
+READ = ("states", "broken", "gradient", "loss")  # outputs that are read, too
 
 
 class Launcher:

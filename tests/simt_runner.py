@@ -10,7 +10,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from emulated import DTYPES, KINDS, ROOT, WRITTEN, Combine, Noise, Probed, residual, sizes, span, trajectory
+from emulated import (
+    DTYPES,
+    KINDS,
+    ROOT,
+    WRITTEN,
+    Combine,
+    Noise,
+    Probed,
+    Watch,
+    residual,
+    sizes,
+    span,
+    trajectory,
+    values_bytes,
+)
 from torch import Tensor
 
 from fpfast import reference
@@ -173,17 +187,23 @@ class Simt:
         rows: int,
         bfloat16: bool,
         key: reference.Key,
+        broken: Tensor | None = None,
+        freeze: bool = False,
     ) -> None:
         of_key, tiles = noise(key), -(-len(inputs[0][0]) // 16)
         warps = min(self.warps, tiles)
         run, weights = trajectory(inputs, outputs, device, steps, dimension, rows, of_key, Tensor.data_ptr)
         weights.bfloat16 = bfloat16
-        values = warps * rows * 64  # bytes, so that there is room for so many warps and no more
+        values = warps * values_bytes(rows, dimension, freeze)  # so that there is room for so many warps and no more
         processors = self.processors or -(-tiles // warps)  # with so many no more are wanted
         room = values + (4 * weights.count if self.resident else 3 * 512 * weights.most_fragments)
         self.library.simt_device(processors, room)
         written, read = [tensor for tensor, _ in outputs], [*device.values(), key.seed]
-        self.call("trajectory", written, read, ctypes.byref(run), ctypes.byref(weights))
+        watch = Watch(freeze=freeze)
+        if broken is not None:
+            watch.broken = broken.data_ptr()
+            written.append(broken)
+        self.call("trajectory", written, read, *map(ctypes.byref, (run, watch, weights)))
 
     def residual(self, *, tensors: dict[str, Tensor | None], numbers: dict[str, int | float]) -> None:
         scratch = Scratch.of(tensors, numbers, self.processors or 2, memory=1 << 34)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
+import test_watch
 import torch
 from emulated import NVCC, PTX, Cuda, Triton, compiled_by_nvcc
 from simt_runner import NEEDED, Simt, sanitized
@@ -24,6 +25,7 @@ from fpfast.solvers import SOLVERS, Table
 from fpfast.solvers import Plan as SolverPlan
 from fpfast.times import grid
 from fpfast.trajectory import FusedLoop, GpuSchedule, Schedule, TritonSchedule, fusible, schedule
+from fpfast.watch import Watch
 
 pytestmark = pytest.mark.skipif(
     backends.BACKENDS["cpu"].missing() is not None, reason="the native kernels are not built"
@@ -115,9 +117,16 @@ def gpu_schedule(
     return made(net, what, table, torch.device("cpu"), kernels)
 
 
-def run(schedule: Schedule | GpuSchedule | TritonSchedule, x: Tensor, key: Key = KEY) -> Tensor:
+def run(
+    schedule: Schedule | GpuSchedule | TritonSchedule,
+    x: Tensor,
+    key: Key = KEY,
+    watch: Watch | None = None,
+    launches: tuple[int, ...] = (STEPS,),  # the steps that they end with
+) -> Tensor:
     slots = [(x.clone() if name == "x" else torch.zeros_like(x), row) for name, row in schedule.plan.kept.items()]
-    schedule.run(slots, (0, STEPS), key)
+    for start, end in zip((0, *launches), launches, strict=False):
+        schedule.run(slots, (start, end), key, watch)
     return slots[0][0]
 
 
@@ -160,16 +169,21 @@ def test_trajectories_are_as_exact_as_the_engine_on_a_processor(kernels, name):
     assert inexact(kernels, name) == ""
 
 
+def without_outputs(table: Table) -> Table:
+    """In which the network's outputs count for nothing."""
+    for number, stage in enumerate(table.stages):
+        for k, slot in enumerate(stage.of):
+            if slot.startswith("y"):
+                table.coef[:, number, k] = 0
+    return table
+
+
 @pytest.mark.parametrize("seeds", ["one", "each"])
 @pytest.mark.parametrize("name", ["one-dimension", "two-steps", "two-stages", "corrector", "skip"])
 def test_combinations_have_the_bits_of_the_cpu(kernels, name, seeds):
     """Where the network's outputs count for nothing, that is all that is left."""
     case = CASES[name]
-    table, net, x = table_of(case), fused.compile(case.net, case.dimension), states(case)
-    for number, stage in enumerate(table.stages):
-        for k, slot in enumerate(stage.of):
-            if slot.startswith("y"):
-                table.coef[:, number, k] = 0
+    table, net, x = without_outputs(table_of(case)), fused.compile(case.net, case.dimension), states(case)
     key = KEY if seeds == "one" else Key(torch.arange(case.samples) * 2**40 + 1, 0, 0, 0)
     got = run(gpu_schedule(ready(kernels, case), net, "output", table), x, key)
     assert torch.equal(got, run(Schedule(net, "output", table, torch.float32), x, key))
@@ -191,6 +205,8 @@ def test_programs_take_several_tiles_where_programs_run_out(kernels, monkeypatch
     monkeypatch.setattr(kernels.trajectories, "PROGRAMS", 2)
     assert torch.equal(run(gpu_schedule(kernels, net, "output", table), x), expected)
     assert kernels.stats.blocks == 2
+    table, x = overflowing(case)
+    assert unlike_torch(gpu_schedule(kernels, net, "output", table), x, True) == ""
 
 
 def test_a_sample_that_is_not_finite_stays_alone(kernels):
@@ -204,15 +220,108 @@ def test_a_sample_that_is_not_finite_stays_alone(kernels):
     assert torch.equal(got[rest], run(schedule, x)[rest])
 
 
+def overflowing(case: Case) -> tuple[Table, Tensor]:
+    """A table, and states of which it makes some overflow in one step, some in another, and some in none.
+
+    The last one does: it also stands in a tile's places where there is no sample.
+    """
+    table, large = table_of(case), 7e12  # whose third power is the largest float
+    table.coef[:, -1, 0] *= large
+    return table, states(case) * large ** ((torch.arange(case.samples) + 2) % 4 - 1.0)[:, None]
+
+
+def unlike_torch(schedule: GpuSchedule | TritonSchedule, x: Tensor, freeze: bool) -> str:
+    """What is wrong with a watched run, in one launch or two: what torch sees and keeps, a step at a time."""
+    slots = [(x.clone() if name == "x" else torch.zeros_like(x), row) for name, row in schedule.plan.kept.items()]
+    state, expected = slots[0][0], Watch(x, freeze)
+    for step in range(STEPS):
+        expected.remember(state)
+        schedule.run(slots, (step, step + 1), KEY)
+        expected.look(state, step + 1)
+    if set(expected.broken.tolist()) != set(range(STEPS + 1)):
+        return f"samples of all kinds were to be there, not {expected.broken.tolist()}"
+    for launches in ((STEPS,), (2, STEPS)):
+        watch = Watch(x, freeze)
+        got = run(schedule, x, watch=watch, launches=launches)
+        if not torch.equal(watch.broken, expected.broken):
+            return f"{launches}: steps {watch.broken.tolist()}, expected {expected.broken.tolist()}"
+        if not torch.allclose(got, state, rtol=0, atol=0, equal_nan=True):
+            return f"{launches}: other states"
+    return ""
+
+
+FREEZE = pytest.mark.parametrize("freeze", [False, True], ids=["watched", "frozen"])
+
+
+@FREEZE
 @pytest.mark.parametrize(
-    ("dtype", "backend", "reason"),
+    "name", ["one-dimension", "two-steps", "two-stages", "corrector", "skip", "streamed-potential"]
+)
+def test_samples_that_are_not_finite_are_seen(kernels, name, freeze):
+    case = CASES[name]
+    table, x = overflowing(case)
+    what = "gradient" if case.predicts == "potential" else "output"
+    net = fused.compile(case.net, case.dimension)
+    assert unlike_torch(gpu_schedule(ready(kernels, case), net, what, table), x, freeze) == ""
+
+
+@FREEZE
+@pytest.mark.parametrize("name", ["one-dimension", "two-steps", "two-stages", "corrector", "skip"])
+def test_samples_that_are_not_finite_are_those_of_the_cpu(kernels, name, freeze):
+    case = CASES[name]
+    (table, x), net = overflowing(case), fused.compile(case.net, case.dimension)
+    without_outputs(table)
+    found = []
+    for one in (
+        gpu_schedule(ready(kernels, case), net, "output", table),
+        Schedule(net, "output", table, torch.float32),
+    ):
+        watch = Watch(x, freeze)
+        found.append((run(one, x, watch=watch, launches=(1, STEPS)), watch.broken))
+    assert torch.equal(found[0][1], found[1][1])
+    assert torch.allclose(found[0][0], found[1][0], rtol=0, atol=0, equal_nan=True)
+
+
+def test_frozen_samples_stay_where_they_were_finite(kernels, monkeypatch):
+    """All of fpfast.sample, with these kernels in place of the CPU's."""
+    used = []
+
+    def made(net: fused.Fused, score: fpfast.Score, table: Table, *_) -> GpuSchedule | TritonSchedule:
+        used.append(gpu_schedule(ready(kernels, CASES["two-steps"]), net, "output", table))
+        return used[-1]
+
+    monkeypatch.setattr(sys.modules["fpfast.sample"], "schedule", made)
+    score = test_watch.blows_up()
+    every, first = test_watch.history(score)
+    broken = first > 0
+    x, info = test_watch.run(score, on_nonfinite="freeze")
+    assert torch.equal(x, every[torch.where(broken, first - 1, test_watch.STEPS), torch.arange(test_watch.N)])
+    step = int(first[broken].min())
+    assert (info.nonfinite, info.first_nonfinite) == (int(broken.sum()), (int((first == step).nonzero()[0, 0]), step))
+    assert len(used) == 2
+
+
+@FREEZE
+@pytest.mark.parametrize("name", ["two-steps", "wide-streamed", "streamed-potential"])
+def test_a_watch_changes_nothing_where_all_is_finite(kernels, name, freeze):
+    case = CASES[name]
+    net, table, x = fused.compile(case.net, case.dimension), table_of(case), states(case)
+    what, watch = "gradient" if case.predicts == "potential" else "output", Watch(x, freeze)
+    schedule = gpu_schedule(ready(kernels, case), net, what, table)
+    assert torch.equal(run(schedule, x, watch=watch), run(schedule, x))
+    assert not watch.broken.any()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "backend", "freeze", "reason"),
     [
-        (torch.float64, "auto", "the state is torch.float64"),
-        (torch.float32, "cpu", "backend is 'cpu'"),
-        (torch.float32, "cuda", "16 samples need 44544 bytes of shared memory, and cuda:0 has 40000"),
+        (torch.float64, "auto", False, "the state is torch.float64"),
+        (torch.float32, "cpu", False, "backend is 'cpu'"),
+        (torch.float32, "cuda", False, "16 samples need 44544 bytes of shared memory, and cuda:0 has 40000"),
+        (torch.float32, "cuda", True, "16 samples need 45056 bytes of shared memory, and cuda:0 has 40000"),
     ],
 )
-def test_why_a_gpu_would_not_run_it(monkeypatch, dtype, backend, reason):
+def test_why_a_gpu_would_not_run_it(monkeypatch, dtype, backend, freeze, reason):
     """Of a GPU that is not here, nor its memory."""
     there = replace(backends.BACKENDS["cuda"], missing=lambda: None)
     monkeypatch.setitem(backends.BACKENDS, "cuda", there)
@@ -220,7 +329,7 @@ def test_why_a_gpu_would_not_run_it(monkeypatch, dtype, backend, reason):
     case = CASES["published"]
     net = fused.compile(case.net, 2)
     score, table = fpfast.Score(net, fpfast.OU(T=1.0), predicts="potential"), table_of(case)
-    found = fusible(score, table, (4, 2), backend, torch.device("cuda:0"), dtype)
+    found = fusible(score, table, (4, 2), backend, torch.device("cuda:0"), dtype, freeze)
     assert found == (None, reason)
 
 
@@ -315,6 +424,15 @@ def test_products_in_bfloat16(kernels, name):
     assert 1e-5 < rounding_error(kernels, CASES[name]) < 1e-2
 
 
+@CUDA
+@FREEZE
+@pytest.mark.parametrize("name", ["wide", "streamed"])
+def test_samples_are_seen_with_products_in_bfloat16_too(kernels, name, freeze):
+    case = CASES[name]
+    (table, x), net = overflowing(case), fused.compile(case.net, case.dimension, products="bfloat16")
+    assert unlike_torch(gpu_schedule(ready(kernels, case), net, "output", table), x, freeze) == ""
+
+
 def test_products_have_a_name():
     with pytest.raises(ValueError, match=r"^products: expected one of .*, got 'tf32'"):
         fused.compile(Bare(), 2, products="tf32")
@@ -354,10 +472,13 @@ def test_trajectories_under_sanitizers(sanitized_library):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert 1e-5 < found.pop("bfloat16") < 1e-2
-    assert found == dict.fromkeys(CASES, "")
+    assert found == dict.fromkeys((*CASES, "frozen"), "")
 
 
 if __name__ == "__main__":
     library = Simt(Path(sys.argv[1]))
     results = {name: inexact(library, name) for name in CASES}
+    case = CASES["two-steps"]
+    (table, x), net = overflowing(case), fused.compile(case.net, case.dimension)
+    results["frozen"] = unlike_torch(gpu_schedule(ready(library, case), net, "output", table), x, True)
     json.dump({**results, "bfloat16": rounding_error(library, CASES["wide-streamed"])}, sys.stdout)

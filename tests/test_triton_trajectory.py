@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from test_gpu_trajectory import CASES, KEY, STEPS, Case, mlp, run, states, table_of
+from test_gpu_trajectory import CASES, KEY, STEPS, Case, mlp, overflowing, run, states, table_of, unlike_torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -60,6 +60,9 @@ RUNS = {
         )
     },
 }
+
+
+WATCHED = [*itertools.product(("one-dimension", "two-steps", "skip", "streamed-potential"), (False, True))]
 
 
 class Function(NamedTuple):
@@ -107,6 +110,14 @@ def inexact_run(case: Case) -> str:
     return "" if error <= bound else f"error {error:.2g}, expected at most {bound:.2g}"
 
 
+def unseen(name: str, freeze: bool) -> str:
+    """What is wrong with a case whose samples overflow and are watched."""
+    case = CASES[name]
+    (table, x), what = overflowing(case), "gradient" if case.predicts == "potential" else "output"
+    net, kernels = fused.compile(case.net, case.dimension), backends.kernels("triton")
+    return unlike_torch(TritonSchedule(net, what, table, torch.device("cpu"), kernels), x, freeze)
+
+
 def inexact_function(function: Function) -> str:
     """The same of an activation and its four derivatives, against torch's in float32."""
 
@@ -135,6 +146,7 @@ def main() -> None:
     found = {}
     for name, check in {
         **{name: partial(inexact_run, case) for name, case in RUNS.items()},
+        **{f"{name}, {freeze}": partial(unseen, name, freeze) for name, freeze in WATCHED},
         **{str(function): partial(inexact_function, function) for function in FUNCTIONS},
     }.items():
         try:
@@ -156,6 +168,11 @@ def found() -> dict[str, str]:
 @pytest.mark.parametrize("name", RUNS)
 def test_interpreted_runs_are_as_exact_as_the_loop(found, name):
     assert found[name] == ""
+
+
+@pytest.mark.parametrize(("name", "freeze"), WATCHED)
+def test_interpreted_runs_see_samples_that_are_not_finite(found, name, freeze):
+    assert found[f"{name}, {freeze}"] == ""
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=str)

@@ -35,7 +35,7 @@ struct Weights {
 
 // Of a block of threads, on the current device.
 const char* shared_memory(int64_t& bytes);
-const char* trajectory(const Trajectory& run, const Weights& all, void* stream);
+const char* trajectory(const Trajectory& run, const Watch& watch, const Weights& all, void* stream);
 
 // What a residual's blocks have of their own. Offsets of gradients in the program are places in a block's sums.
 struct Scratch {

@@ -150,17 +150,73 @@ struct State {
   }
 };
 
-template <class Source, class Product>
-__global__ void __launch_bounds__(most_warps* warp) trajectory_kernel(Trajectory run, Weights all) {
+// Nobody asks which samples are not finite.
+struct Unwatched {
+  static __host__ __device__ int64_t rows(const Trajectory& run, const Watch&) { return run.rows; }
+
+  __device__ Unwatched(const State&, const Watch&) {}
+  __device__ void remember() const {}
+  __device__ void look(int64_t) const {}
+};
+
+// What struct Watch asks for. The state is the first input; that before a step lies behind a warp's other values.
+class Watched {
+ public:
+  static __host__ __device__ int64_t rows(const Trajectory& run, const Watch& watch) {
+    return run.rows + (watch.freeze ? (run.dimension + tile_rows - 1) / tile_rows * tile_rows : 0);
+  }
+
+  __device__ Watched(const State& state, const Watch& watch) : state_(state), watch_(watch) {
+    for (int which = 0; which < 2; ++which) broken_[which] = exists(which) && watch.broken[sample(which)] != 0;
+  }
+
+  __device__ void remember() const {
+    if (!watch_.freeze) return;
+    for (int t = 0; t < state_.tiles(); ++t) before(t) = now(t);
+  }
+
+  __device__ void look(int64_t step) {
+    float4 zero = of_all(0);  // 0 x is NaN where x is not finite
+    for (int t = 0; t < state_.tiles(); ++t) zero = zero + of_all(0) * now(t);
+    const bool bad[2] = {zero.x + zero.z != 0, zero.y + zero.w != 0};
+    for (int which = 0; which < 2; ++which) {
+      const unsigned lanes = __ballot_sync(0xFFFFFFFFu, bad[which]);
+      if (broken_[which] || !(lanes >> (state_.lane.number & ~3) & 0xFu)) continue;  // four lanes have a sample
+      broken_[which] = true;
+      if (exists(which) && state_.lane.row() == 0) watch_.broken[sample(which)] = step + 1;
+    }
+    if (!watch_.freeze) return;
+    for (int t = 0; t < state_.tiles(); ++t) {
+      const float4 v = now(t), old = before(t);
+      now(t) = make_float4(broken_[0] ? old.x : v.x, broken_[1] ? old.y : v.y, broken_[0] ? old.z : v.z,
+                           broken_[1] ? old.w : v.w);
+    }
+  }
+
+ private:
+  __device__ float4& now(int t) const { return state_.at(state_.run.inputs[0].row + t * tile_rows); }
+  __device__ float4& before(int t) const { return state_.at(state_.run.rows + t * tile_rows); }
+  __device__ int64_t sample(int which) const { return state_.first + state_.lane.sample(which); }
+  __device__ bool exists(int which) const { return sample(which) < state_.run.samples; }
+
+  const State& state_;
+  const Watch& watch_;
+  bool broken_[2];  // of the lane's samples
+};
+
+template <class Source, class Product, class Guard>
+__global__ void __launch_bounds__(most_warps* warp) trajectory_kernel(Trajectory run, Weights all, Watch watch) {
   extern __shared__ float4 memory[];
   Source weights(all, static_cast<const float*>(run.weights), memory);
   const Lane lane = {int(threadIdx.x) % warp};
   const int64_t tile = int64_t(blockIdx.x) * (blockDim.x / warp) + threadIdx.x / warp;
-  const int64_t own = threadIdx.x / warp * (run.rows / tile_rows * warp) + lane.number;
+  const int64_t own = threadIdx.x / warp * (Guard::rows(run, watch) / tile_rows * warp) + lane.number;
   const Values at = {memory + Source::bytes(all) / int64_t(sizeof(float4)) + own};
   const State state = {run, at, lane, tile * tile_samples};
+  Guard guard(state, watch);
   for (int n = 0; n < run.input_count; ++n) state.copy_in(run.inputs[n]);
-  for (int64_t step = run.first_step; step < run.last_step; ++step)
+  for (int64_t step = run.first_step; step < run.last_step; ++step) {
+    guard.remember();
     for (int64_t n = 0; n < run.count; ++n) {
       const Action& a = run.actions[n];
       const int64_t row = step * run.stages + a.stage;
@@ -172,19 +228,23 @@ __global__ void __launch_bounds__(most_warps* warp) trajectory_kernel(Trajectory
         evaluate<Product>(run, at, static_cast<const float*>(run.biases) + run.evaluations[row] * run.bias_width, a.in,
                           a.out, lane, weights);
     }
+    guard.look(step);
+  }
   wait_async<0>();
   for (int n = 0; n < run.output_count; ++n) state.copy_out(run.outputs[n]);
 }
 
-int64_t bytes_of_values(const Trajectory& run, int64_t warps) {
-  return warps * (run.rows / tile_rows) * int64_t(warp * sizeof(float4));
+int64_t bytes_of_values(const Trajectory& run, const Watch& watch, int64_t warps) {
+  return warps * (Watched::rows(run, watch) / tile_rows) * int64_t(warp * sizeof(float4));
 }
 
-template <class Source>
-const char* run_with(const Trajectory& run, const Weights& all, int64_t tiles, int64_t warps, void* stream) {
-  const auto kernel = all.bfloat16 ? trajectory_kernel<Source, Rounded> : trajectory_kernel<Source, Exactly>;
+template <class Source, class Guard>
+const char* run_with(const Trajectory& run, const Watch& watch, const Weights& all, int64_t tiles, int64_t warps,
+                     void* stream) {
+  const auto kernel =
+      all.bfloat16 ? trajectory_kernel<Source, Rounded, Guard> : trajectory_kernel<Source, Exactly, Guard>;
   return launch(kernel, int((tiles + warps - 1) / warps), int(warps * warp),
-                Source::bytes(all) + bytes_of_values(run, warps), stream, run, all);
+                Source::bytes(all) + bytes_of_values(run, watch, warps), stream, run, all, watch);
 }
 
 }  // namespace
@@ -198,7 +258,7 @@ const char* shared_memory(int64_t& bytes) {
 
 // As many warps a block as there is room for, so that they share what comes in, but no more than let every
 // multiprocessor have some. Resident weights are worth having while they leave room for enough of them.
-const char* trajectory(const Trajectory& run, const Weights& all, void* stream) {
+const char* trajectory(const Trajectory& run, const Watch& watch, const Weights& all, void* stream) {
   if (run.samples == 0) return nullptr;
   int64_t room = 0;
   int processors = 0;
@@ -206,12 +266,15 @@ const char* trajectory(const Trajectory& run, const Weights& all, void* stream) 
   if (const char* error = text_of(attribute(cudaDevAttrMultiProcessorCount, processors))) return error;
   const int64_t tiles = (run.samples + tile_samples - 1) / tile_samples;
   const int64_t wanted = std::min<int64_t>(most_warps, (tiles + processors - 1) / processors);
-  const auto warps = [&](int64_t weights) { return std::min(wanted, (room - weights) / bytes_of_values(run, 1)); };
+  const auto warps = [&](int64_t weights) {
+    return std::min(wanted, (room - weights) / bytes_of_values(run, watch, 1));
+  };
   const int64_t resident = warps(Resident::bytes(all)), streamed = warps(Streamed::bytes(all));
   const int64_t enough = all.slab_count ? std::min<int64_t>(wanted, enough_warps) : 1;
-  if (resident >= enough) return run_with<Resident>(run, all, tiles, resident, stream);
-  if (streamed < 1) return "the network is too large for the shared memory of this GPU";
-  return run_with<Streamed>(run, all, tiles, streamed, stream);
+  if (resident < enough && streamed < 1) return "the network is too large for the shared memory of this GPU";
+  const auto with = resident >= enough ? (watch.broken ? run_with<Resident, Watched> : run_with<Resident, Unwatched>)
+                                       : (watch.broken ? run_with<Streamed, Watched> : run_with<Streamed, Unwatched>);
+  return with(run, watch, all, tiles, resident >= enough ? resident : streamed, stream);
 }
 
 }  // namespace fpfast::cuda

@@ -20,8 +20,8 @@ const char* simt_product(const Probed* op, float* scratch) { return cuda::produc
 const char* simt_probe_dot(const Probed* op, float* scratch) { return cuda::probe_dot(*op, scratch, nullptr); }
 const char* simt_probe_times(const Probed* op) { return cuda::probe_times(*op, nullptr); }
 
-const char* simt_trajectory(const Trajectory* run, const cuda::Weights* weights) {
-  return cuda::trajectory(*run, *weights, nullptr);
+const char* simt_trajectory(const Trajectory* run, const Watch* watch, const cuda::Weights* weights) {
+  return cuda::trajectory(*run, *watch, *weights, nullptr);
 }
 
 const char* simt_residual(const Residual* run, const cuda::Scratch* scratch) {
