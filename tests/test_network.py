@@ -1,5 +1,6 @@
 """Networks from files: ours, and those published with the paper, whose histograms a sampler must reproduce."""
 
+import json
 import pickle
 
 import numpy
@@ -9,7 +10,7 @@ from conftest import REFERENCE
 from safetensors.torch import save_file
 
 import fpfast
-from fpfast import activation, metrics, network
+from fpfast import activation, metrics, model, network
 from fpfast.embedded import EMBEDDED, embedded
 
 PAPER = {"hidden": (80, 80, 80), "activation": "softplus:100", "potential": True, "time_first": True}
@@ -143,3 +144,20 @@ def compare(name, n):
 def test_published_histograms_are_reproduced(name, n):
     for process, measured, floor in compare(name, n):
         assert measured < floor.value + 5 * floor.error, process
+
+
+@pytest.mark.parametrize(
+    ("described", "message"),
+    [
+        ({"name": "mlp", "dimension": 2, "hidden": [10**9, 10**9]}, "layers of other names or shapes"),
+        ({"name": "mlp", "dimension": 2, "hidden": [4] * 30_000}, "a description of [0-9]+ characters"),
+        ({"name": "conv", "shape": [1, 2, 2], "width": 8 * 10**6}, "layers of other names or shapes"),
+        ({"name": "mlp", "dimension": "2", "hidden": [4]}, "dimension"),
+        ([1, 2], "a description that fits"),
+    ],
+)
+def test_descriptions_are_compared_before_there_is_memory_for_them(tmp_path, described, message):
+    text = json.dumps({"network": described, "sde": {"name": "vp"}, "predicts": "noise"})
+    save_file(network.MLP(2, (4,)).state_dict(), tmp_path / "x.safetensors", {"fpfast": text})
+    with pytest.raises(ValueError, match=f"file: expected .*{message}"):
+        model.load(tmp_path / "x.safetensors")

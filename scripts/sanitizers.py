@@ -1,0 +1,125 @@
+"""Builds the native module under a sanitizer and runs tests or fuzzers with it:
+
+    python scripts/sanitizers.py address              AddressSanitizer and UBSan, the native tests
+    python scripts/sanitizers.py thread               ThreadSanitizer, the tests of threads and of the engines
+    python scripts/sanitizers.py fuzzer engine -max_total_time=120    both of the first, and scripts/fuzz.py's target
+
+Works on a copy of the source tree, so nothing here is built anew; CUDA parts are left out. "address" wants gcc,
+"fuzzer" clang and ``pip install atheris``. "thread" wants gcc and clang's OpenMP (Debian: libomp-dev) with its watcher,
+libarcher: gcc's OpenMP is not compiled to be watched, so every barrier of it would look like a race.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+NATIVE_TESTS = [
+    "combine",
+    "noise",
+    "pair_ops",
+    "fused",
+    "fused_residual",
+    "trajectory",
+    "watch",
+    "threads",
+    "likelihood",
+]
+# Memory that Python and torch never give back is theirs.
+ADDRESS = "detect_leaks=0:allocator_may_return_null=1"
+
+
+class Build(NamedTuple):
+    compiler: str
+    flags: str
+    preload: list[str]  # patterns of files, or names that the compiler knows
+    environment: dict[str, str]
+    tests: list[str]
+    selection: str = ""
+
+
+BUILDS = {
+    "address": Build(
+        "gcc",
+        "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer",
+        ["libasan.so", "libubsan.so"],
+        {"ASAN_OPTIONS": ADDRESS, "UBSAN_OPTIONS": "print_stacktrace=1"},
+        NATIVE_TESTS,
+        "not ctrl_c",  # whose seconds are those of a build without checks
+    ),
+    "thread": Build(
+        "gcc",
+        "-fsanitize=thread",
+        ["libtsan.so", "/usr/lib/llvm-*/lib/libomp.so.5"],
+        {
+            "TSAN_OPTIONS": "ignore_noninstrumented_modules=1:exitcode=66",
+            "OMP_TOOL_LIBRARIES": "/usr/lib/llvm-*/lib/libarcher.so",
+            "OMP_NUM_THREADS": "4",
+        },
+        ["combine", "noise", "pair_ops", "fused", "trajectory", "watch", "threads"],
+        "not ctrl_c and not forked and not workers",
+    ),
+    "fuzzer": Build(
+        "clang",
+        "-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined",
+        ["asan_with_fuzzer.so"],
+        {"ASAN_OPTIONS": ADDRESS},
+        [],
+    ),
+}
+
+
+def path_of(name: str, compiler: str) -> str:
+    if name == "asan_with_fuzzer.so":
+        import atheris
+
+        return str(Path(atheris.path()) / name)
+    if "*" in name:
+        return sorted(glob.glob(name))[-1]
+    found = subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+    return found.stdout.strip()
+
+
+def main() -> None:
+    if len(sys.argv) < 2 or sys.argv[1] not in BUILDS:
+        sys.exit(__doc__)
+    build, rest = BUILDS[sys.argv[1]], sys.argv[2:]
+    tree = Path(tempfile.mkdtemp(prefix="fpfast-")) / "fpfast"
+    kept = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    for name in filter(None, kept):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tree / name)
+    flags = {
+        "CC": build.compiler,
+        "CFLAGS": build.flags,
+        "LDFLAGS": build.flags,
+        "FPFAST_CUDA": "0",
+        "FPFAST_NATIVE": "1",
+    }
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    subprocess.run(command, cwd=tree, env={**os.environ, **flags}, check=True)
+    (tree / "fpfast/kernels").symlink_to("../kernels")
+    environment = {name: path_of(value, "") if "*" in value else value for name, value in build.environment.items()}
+    environment |= {
+        "PYTHONPATH": str(tree),
+        "LD_PRELOAD": " ".join(path_of(one, build.compiler) for one in build.preload),
+    }
+    if rest and sys.argv[1] == "fuzzer":
+        command = [sys.executable, "scripts/fuzz.py", *rest]
+    else:
+        tests = [f"tests/test_{name}.py" for name in build.tests]
+        command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-k", build.selection, *tests, *rest]
+    done = subprocess.run(command, cwd=tree, env={**os.environ, **environment})
+    shutil.rmtree(tree.parent)
+    sys.exit(done.returncode)
+
+
+if __name__ == "__main__":
+    main()
