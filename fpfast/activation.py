@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from fpfast.errors import bad, unknown
+from fpfast.errors import bad, instance, unknown
 
 
 class _Softplus(torch.autograd.Function):
@@ -56,6 +56,7 @@ def activation(spec: str) -> Callable[[Tensor], Tensor]:
 
     Raises ValueError when the name is unknown or beta is not a positive finite number.
     """
+    instance("activation", spec, str, "a name of an activation")
     name, _, parameter = spec.partition(":")
     if name not in ACTIVATIONS:
         raise unknown("activation", spec, [*ACTIVATIONS, "softplus:BETA"])

@@ -148,7 +148,7 @@ def usable(name: str, device: Any) -> torch.device:
         if found.type == "meta":
             raise RuntimeError("which holds no data")
         torch.empty(0, device=found)
-    except (TypeError, RuntimeError, AssertionError) as error:
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise bad(name, "a device that torch can use here", f"{device!r}: {error}") from error
     if found.type == "cuda" and found.index is None:  # which one it is may change later
         return torch.device("cuda", torch.cuda.current_device())

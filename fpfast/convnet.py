@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fpfast.errors import bad, integer, real
+from fpfast.errors import bad, integer, real, sizes
 
 
 class Block(nn.Module):
@@ -40,12 +40,14 @@ class ConvNet(nn.Module):
 
     def __init__(self, shape: tuple[int, int, int], *, width: int = 32, time_scale: float = 1.0) -> None:
         super().__init__()
-        if len(shape) != 3 or min(shape) < 1 or shape[1] % 2 or shape[2] % 2:
-            raise bad("shape", "(C, H, W), H and W even", tuple(shape))
-        if integer("width", width, 8) % 8:
+        shape = cast(tuple[int, int, int], sizes("shape", shape, 1))
+        if len(shape) != 3 or shape[1] % 2 or shape[2] % 2:
+            raise bad("shape", "(C, H, W), H and W even", shape)
+        width = integer("width", width, 8, 2**24)
+        if width % 8:
             raise bad("width", "a multiple of 8", width)
         time_scale = real("time_scale", time_scale, "a positive number", math.ulp(0.0))
-        self.options: dict[str, Any] = {"shape": tuple(shape), "width": width, "time_scale": time_scale}
+        self.options: dict[str, Any] = {"shape": shape, "width": width, "time_scale": time_scale}
         frequencies = 2 * math.pi / time_scale * torch.logspace(0, 3, 32, dtype=torch.float64)
         self.frequencies: Tensor
         self.register_buffer("frequencies", frequencies.float(), persistent=False)

@@ -76,11 +76,11 @@ def real(name: str, value: Any, expected: str = "a finite number", low: float = 
 
 
 def sizes(name: str, value: Any, low: int) -> tuple[int, ...]:
-    """``value`` as a shape (samples, ...) of one or more sizes, each at least ``low``."""
+    """``value`` as one or more sizes, each at least ``low``; in most places the shape (samples, ...)."""
     try:
         shape = () if isinstance(value, str) else tuple(operator.index(size) for size in value)
-    except TypeError:
+    except (TypeError, RuntimeError):  # torch's NotImplementedError is one
         shape = ()
     if not shape or min(shape) < low:
-        raise bad(name, f"(samples, ...), integers of at least {low}", repr(value))
+        raise bad(name, f"one or more integers of at least {low}", repr(value))
     return shape

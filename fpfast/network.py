@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fpfast import activation as activations
 from fpfast import files
-from fpfast.errors import bad
+from fpfast.errors import bad, flag, integer, sizes
 
 
 class MLP(nn.Module):
@@ -41,8 +41,8 @@ class MLP(nn.Module):
         time_first: bool = False,
     ) -> None:
         super().__init__()
-        if dimension < 1 or not hidden or min(hidden) < 1:
-            raise bad("dimension, hidden", "a positive size and one or more positive widths", (dimension, list(hidden)))
+        dimension, hidden = integer("dimension", dimension, 1, 2**24), sizes("hidden", hidden, 1)
+        potential, time_first = flag("potential", potential), flag("time_first", time_first)
         self.options: dict[str, Any] = {
             "dimension": dimension,
             "hidden": list(hidden),

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, overload
 
 import torch
@@ -293,6 +293,7 @@ def _table(
 def _callback_steps(chosen: Sequence[int] | None, steps: int) -> set[int]:
     if chosen is None:
         return set(range(1, steps + 1))
+    instance("callback_steps", chosen, Iterable, "numbers of steps")
     return {integer("callback_steps", step, 1, steps) for step in chosen}
 
 

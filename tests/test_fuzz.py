@@ -16,6 +16,7 @@ from torch import nn
 
 import fpfast
 from fpfast import backends, data, fused, losses, metrics, noise, ops, pair_ops
+from fpfast.convnet import ConvNet
 from fpfast.network import MLP
 from fpfast.score import PREDICTIONS
 
@@ -262,6 +263,24 @@ CASES = {
         weights=tensors(2),
     ),
     "Score": Case(fpfast.Score, "net sde", "predicts guidance", net=MODULES),
+    "MLP": Case(
+        MLP,
+        "dimension hidden",
+        "activation potential time_first",
+        dimension=st.integers(1, 3),
+        hidden=st.lists(st.integers(1, 9), min_size=1),
+        activation=choice("tanh", "softplus:10"),
+        potential=st.booleans(),
+        time_first=st.booleans(),
+    ),
+    "ConvNet": Case(
+        ConvNet,
+        "shape",
+        "width time_scale",
+        shape=choice((1, 4, 4), [2, 2, 2]),
+        width=choice(8, 16),
+        time_scale=st.floats(0.1, 10),
+    ),
     "compile": Case(
         fused.compile,
         "net dimension",
