@@ -41,6 +41,13 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
+def floating(name: str, value: Any) -> torch.dtype:
+    """``value`` if it is float32 or float64."""
+    if not isinstance(value, torch.dtype) or value not in (torch.float32, torch.float64):
+        raise bad(name, "torch.float32 or torch.float64", value)
+    return value
+
+
 def tensor(name: str, value: Any, expected: str, **options: Any) -> Tensor:
     """``torch.as_tensor(value, **options)``: numbers, all of which are there."""
     try:
@@ -50,6 +57,19 @@ def tensor(name: str, value: Any, expected: str, **options: Any) -> Tensor:
     if x.layout != torch.strided or x.is_meta:
         raise bad(name, expected, f"a tensor of layout {x.layout} on {x.device}")
     return x
+
+
+def brief(x: Any) -> str:
+    """What kind of tensor, or of thing, x is."""
+    if not isinstance(x, Tensor):
+        return type(x).__name__
+    layout = "" if x.layout == torch.strided else f", {x.layout}"
+    return f"{x.dtype} of shape {tuple(x.shape)} on {x.device}{layout}"
+
+
+def dense(x: Any) -> bool:
+    """Whether x is a tensor of one or more dimensions, all of whose values are there."""
+    return isinstance(x, Tensor) and x.ndim > 0 and x.layout == torch.strided and not x.is_meta
 
 
 def integer(name: str, value: Any, low: int, high: float = math.inf) -> int:
@@ -64,13 +84,15 @@ def integer(name: str, value: Any, low: int, high: float = math.inf) -> int:
     return number
 
 
-def real(name: str, value: Any, expected: str = "a finite number", low: float = -math.inf) -> float:
-    """``value`` as a finite float of at least ``low``."""
+def real(
+    name: str, value: Any, expected: str = "a finite number", low: float = -math.inf, high: float = math.inf
+) -> float:
+    """``value`` as a finite float in [low, high]."""
     try:
         number = math.nan if isinstance(value, str | bool) else float(value)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         number = math.nan
-    if not (math.isfinite(number) and number >= low):
+    if not (math.isfinite(number) and low <= number <= high):
         raise bad(name, expected, repr(value))
     return number
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from fpfast import noise
 from fpfast.backends import BACKENDS
 from fpfast.divergence import ESTIMATORS, Estimated, average, fuses
-from fpfast.errors import bad, instance, integer, key, real
+from fpfast.errors import bad, brief, dense, floating, instance, integer, key, real
 from fpfast.fused import EXACT_DIVERGENCE, Fused
 from fpfast.points import DISTRIBUTIONS, Points, Probes
 from fpfast.sample import Bar, usable_device
@@ -262,12 +262,11 @@ def log_likelihood(
     Warns with RuntimeWarning when values are NaN or infinite.
     """
     instance("score", score, Score, "fpfast.Score(net, sde, predicts=...)")
-    if not isinstance(x, Tensor) or x.ndim < 2 or not x.numel() or not x.is_floating_point():
-        raise bad("x", "floating-point values of shape (B, ...), B >= 1", _brief(x))
+    if not dense(x) or x.ndim < 2 or not x.numel() or not x.is_floating_point():
+        raise bad("x", "floating-point values of shape (B, ...), B >= 1", brief(x))
     if not bool(x.isfinite().all()):
         raise bad("x", "finite values", f"{int((~x.isfinite()).sum())} that are not")
-    if dtype not in (torch.float32, torch.float64):
-        raise bad("dtype", "torch.float32 or torch.float64", dtype)
+    floating("dtype", dtype)
     tableau = ODE_SOLVERS[key("solver", solver, ODE_SOLVERS)]
     probes = integer("probes", probes, ESTIMATORS[key("estimator", estimator, ESTIMATORS)].fewest)
     key("distribution", distribution, DISTRIBUTIONS)
@@ -339,10 +338,9 @@ def dequantise(
     Raises ValueError for values that are not whole or out of range, and for arguments out of range.
     """
     levels, low, high = _scale(levels, low, high)
-    if not isinstance(x, Tensor) or not x.ndim or x.is_complex() or x.layout != torch.strided:
-        raise bad("x", "whole numbers of shape (B, ...)", _brief(x))
-    if dtype not in (torch.float32, torch.float64):
-        raise bad("dtype", "torch.float32 or torch.float64", dtype)
+    if not dense(x) or x.is_complex():
+        raise bad("x", "whole numbers of shape (B, ...)", brief(x))
+    floating("dtype", dtype)
     whole = x.detach().double()
     if not bool(((whole == whole.round()) & (whole >= 0) & (whole < levels)).all()):
         raise bad("x", f"whole numbers in [0, {levels - 1}]", f"{float(whole.min())} to {float(whole.max())}")
@@ -382,7 +380,3 @@ def _scale(levels: int, low: float, high: float) -> tuple[int, float, float]:
     if high <= low:
         raise bad("high", f"more than low = {low}", high)
     return integer("levels", levels, 1, 2**53), low, high
-
-
-def _brief(x: object) -> str:
-    return f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fpfast import fused_residual, noise
 from fpfast.divergence import ESTIMATORS, Backward, Martingale, make_probes
-from fpfast.errors import bad, flag, instance, integer, key, real
+from fpfast.errors import bad, brief, dense, flag, instance, integer, key, real
 from fpfast.points import DISTRIBUTIONS, Points, check_step
 from fpfast.residual import FORMS, pick
 from fpfast.score import Score
@@ -40,8 +40,8 @@ def random_times(sde: SDE, n: int, seed: noise.Seed = None, device: torch.device
 def perturb(sde: SDE, x0: Tensor, t: Tensor, seed: noise.Seed = None) -> tuple[Tensor, Tensor]:
     """(x, z): x = alpha(t) x0 + std(t) z with z ~ N(0, I) from the stream "data" of the seed. t is (B,)."""
     instance("sde", sde, SDE, "an SDE such as fpfast.VP()")
-    if not isinstance(x0, Tensor) or not x0.ndim or not x0.is_floating_point():
-        raise bad("x0", "floating-point values of shape (B, ...)", getattr(x0, "shape", type(x0).__name__))
+    if not dense(x0) or not x0.is_floating_point():
+        raise bad("x0", "floating-point values of shape (B, ...)", brief(x0))
     t = as_float64(t, x0.device)
     if t.ndim and t.shape != x0.shape[:1]:
         raise bad("t", f"a number or shape ({len(x0)},)", tuple(t.shape))
@@ -104,8 +104,9 @@ def dsm(
     Raises ValueError for unknown names and times that do not fit.
     """
     weight = WEIGHTINGS[key("weighting", weighting, WEIGHTINGS)]
-    if not isinstance(x0, Tensor) or x0.ndim < 2 or len(x0) == 0 or x0.dtype not in (torch.float32, torch.float64):
-        raise bad("x0", "float32 or float64 of shape (B, ...), B > 0", getattr(x0, "shape", type(x0).__name__))
+    if not dense(x0) or x0.ndim < 2 or len(x0) == 0 or x0.dtype not in (torch.float32, torch.float64):
+        raise bad("x0", "float32 or float64 of shape (B, ...), B > 0", brief(x0))
+    flag("return_points", return_points)
     instance("score", score, Score, "fpfast.Score(net, sde, predicts=...)")
     sde = score.sde
     seeds = noise.seed_tensor(seed, len(x0))
@@ -160,8 +161,8 @@ def fp_regulariser(
     weight = WEIGHTINGS[key("weighting", weighting, WEIGHTINGS)]
     if not 0 < real("fraction", fraction, "a number in (0, 1]") <= 1:
         raise bad("fraction", "a number in (0, 1]", fraction)
-    if not isinstance(x, Tensor) or not x.ndim or len(x) == 0:
-        raise bad("x", "at least one point", getattr(x, "shape", type(x).__name__))
+    if not dense(x) or len(x) == 0:
+        raise bad("x", "at least one point", brief(x))
     count = max(1, round(fraction * len(x)))
     seeds = noise.seed_tensor(seed, len(x))
     t = as_float64(t, x.device)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fpfast import noise
-from fpfast.errors import bad, instance, real
+from fpfast.errors import bad, brief, dense, instance, real
 from fpfast.score import Score
 from fpfast.sde import as_float64, per_sample
 
@@ -85,9 +85,8 @@ class Points:
         check_step(score, h)
         self.score, self.graph, self.h = score, graph, h
         self.seen_through = False  # the graph of the first derivative
-        plain = isinstance(x, Tensor) and x.layout == torch.strided
-        if not plain or x.ndim < 2 or x.dtype not in (torch.float32, torch.float64):
-            raise bad("x", "float32 or float64 of shape (B, ...)", getattr(x, "shape", type(x).__name__))
+        if not dense(x) or x.ndim < 2 or x.dtype not in (torch.float32, torch.float64):
+            raise bad("x", "float32 or float64 of shape (B, ...)", brief(x))
         # A float32 network sees float32 times: differences of times are made of those.
         t = as_float64(t, x.device).detach().to(x.dtype)
         if t.ndim and t.shape != x.shape[:1]:

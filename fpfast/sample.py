@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, overload
 
 import torch
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from fpfast import backends
 from fpfast import graph as graphs
 from fpfast import noise as noises
-from fpfast.errors import bad, instance, integer, key, real, sizes
+from fpfast.errors import bad, brief, dense, flag, floating, instance, integer, key, real, sizes
 from fpfast.fused import Fused
 from fpfast.loop import Callback, Loop
 from fpfast.score import Score
@@ -176,9 +176,10 @@ def sample(
     Warns with RuntimeWarning when samples hold NaN or infinity, or were frozen.
     """
     shape = sizes("shape", shape, 1)
-    noise = real("noise", noise, "a finite level that is not negative", low=0)
+    noise = real("noise", noise, "a level from 0 to 10^6", 0, 1e6)
     first_sample = integer("first_sample", first_sample, 0, 2**48 - shape[0])
     batch_size = shape[0] if batch_size is None else integer("batch_size", batch_size, 1)
+    return_info = flag("return_info", return_info)
     if not isinstance(graph, bool) and not (isinstance(graph, str) and graph == "auto"):
         raise bad("graph", "'auto', True or False", repr(graph))
     device = _checked(score, x, shape, solver, final, device, dtype, callback)
@@ -254,7 +255,7 @@ def settled(score: Score, options: dict[str, Any]) -> tuple[dict[str, Any], Tabl
     all_ = {name: value for name, value in bound.arguments.items() if name not in ("score", "shape")}
     checked_names = ("solver", "final", "device", "dtype", "callback")
     _checked(score, None, (1,), *(all_[name] for name in checked_names))
-    all_["noise"] = real("noise", all_["noise"], "a finite level that is not negative", low=0)
+    all_["noise"] = real("noise", all_["noise"], "a level from 0 to 10^6", 0, 1e6)
     of_table = {name: all_[name] for name in ("solver", "times", "steps", "noise")}
     return all_, _table(score, **of_table, last_noise=all_["final"] == "noise")[0]
 
@@ -293,8 +294,11 @@ def _table(
 def _callback_steps(chosen: Sequence[int] | None, steps: int) -> set[int]:
     if chosen is None:
         return set(range(1, steps + 1))
-    instance("callback_steps", chosen, Iterable, "numbers of steps")
-    return {integer("callback_steps", step, 1, steps) for step in chosen}
+    try:
+        numbers = tuple(chosen)
+    except TypeError as error:
+        raise bad("callback_steps", "numbers of steps", repr(chosen)) from error
+    return {integer("callback_steps", step, 1, steps) for step in numbers}
 
 
 def _nonfinite(x: Tensor) -> int:
@@ -319,13 +323,12 @@ def _checked(
     if not callable(solver):
         key("solver", solver, SOLVERS)
     key("final", final, ("mean", "noise"))
-    if dtype not in (torch.float32, torch.float64):
-        raise bad("dtype", "torch.float32 or torch.float64", dtype)
+    floating("dtype", dtype)
     if callback is not None and not callable(callback):
         raise bad("callback", "a function callback(step, t, x) or None", repr(callback))
     if x is not None:
-        if not isinstance(x, Tensor):
-            raise bad("x", f"a tensor of shape {shape}", type(x).__name__)
+        if not dense(x):
+            raise bad("x", f"a dense tensor of shape {shape}", brief(x))
         if tuple(x.shape) != shape or not x.is_floating_point() or not bool(x.isfinite().all()):
             raise bad("x", f"finite floating-point values of shape {shape}", f"{x.dtype} of shape {tuple(x.shape)}")
     return usable_device(score, x, device)

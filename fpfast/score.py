@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fpfast.errors import bad, instance, key, real
+from fpfast.errors import bad, brief, dense, instance, key, real
 from fpfast.fused import Fused
 from fpfast.sde import SDE, as_float64, per_sample
 
@@ -152,9 +152,8 @@ class Score:
 
     def times(self, x: Tensor, t: float | Tensor) -> Tensor:
         """t as float64 of shape (B,), checked; see :meth:`__call__`."""
-        instance("x", x, Tensor, "a tensor (B, ...)")
-        if x.is_meta:
-            raise bad("x", "a tensor with values", "one on the device 'meta'")
+        if not dense(x):
+            raise bad("x", "a dense tensor (B, ...)", brief(x))
         t = as_float64(t, x.device)
         if t.ndim and t.shape != x.shape[:1]:
             raise bad("t", f"a number or shape ({x.shape[0]},)", tuple(t.shape))

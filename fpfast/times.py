@@ -90,7 +90,7 @@ def grid(sde: SDE, times: str | Sequence[float] | Tensor | None, steps: int) -> 
     if times is None:
         times = sde.times
     if isinstance(times, str) and ":" not in times:
-        steps = integer("steps", steps, 1)
+        steps = integer("steps", steps, 1, 10**9)
         if sde.t_min >= sde.T:
             raise bad("times", f"a sequence, since T = {sde.T} is not above t_min = {sde.t_min}", repr(times))
         t = TIMES[key("times", times, TIMES)](sde, steps)

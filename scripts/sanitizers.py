@@ -2,7 +2,7 @@
 
     python scripts/sanitizers.py address              AddressSanitizer and UBSan, the native tests
     python scripts/sanitizers.py thread               ThreadSanitizer, the tests of threads and of the engines
-    python scripts/sanitizers.py fuzzer engine -max_total_time=120    both of the first, and scripts/fuzz.py's target
+    python scripts/sanitizers.py fuzzer engine residual -max_total_time=120    as the first, targets of scripts/fuzz.py
 
 Works on a copy of the source tree, so nothing here is built anew; CUDA parts are left out. "address" wants gcc,
 "fuzzer" clang and ``pip install atheris``. "thread" wants gcc and clang's OpenMP (Debian: libomp-dev) with its watcher,
@@ -68,7 +68,7 @@ BUILDS = {
     ),
     "fuzzer": Build(
         "clang",
-        "-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined",
+        "-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize=vptr,function -fno-sanitize-recover=undefined",
         ["asan_with_fuzzer.so"],
         {"ASAN_OPTIONS": ADDRESS},
         [],
@@ -111,14 +111,17 @@ def main() -> None:
         "PYTHONPATH": str(tree),
         "LD_PRELOAD": " ".join(path_of(one, build.compiler) for one in build.preload),
     }
-    if rest and sys.argv[1] == "fuzzer":
-        command = [sys.executable, "scripts/fuzz.py", *rest]
+    if sys.argv[1] == "fuzzer":
+        options = [one for one in rest if one.startswith("-")]
+        runs = [["scripts/fuzz.py", target, *options] for target in rest if target not in options]
     else:
         tests = [f"tests/test_{name}.py" for name in build.tests]
-        command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-k", build.selection, *tests, *rest]
-    done = subprocess.run(command, cwd=tree, env={**os.environ, **environment})
+        runs = [["-m", "pytest", "-p", "no:cacheprovider", "-k", build.selection, *tests, *rest]]
+    codes = [
+        subprocess.run([sys.executable, *run], cwd=tree, env={**os.environ, **environment}).returncode for run in runs
+    ]
     shutil.rmtree(tree.parent)
-    sys.exit(done.returncode)
+    sys.exit(max(codes, key=abs, default=0))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ namespace {
 enum Coefficient { A, GAMMA, P, Q, P_RATE, Q_RATE, COEFFICIENTS };
 
 Columns columns_of(const Residual& run) {
-  const int64_t n = run.directions;
+  const int n = int(run.directions);
   return {n, run.form == Form::potential ? 2 * n + 4 : run.form == Form::score ? 2 * n + 3 : n + 2};
 }
 
