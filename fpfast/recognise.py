@@ -94,7 +94,7 @@ def check_modules(net: nn.Module) -> None:
         own_call = type(module).__call__ is not nn.Module.__call__ and type(module) not in CONTAINERS
         if "forward" in vars(module) or own_call:
             raise Unsupported(f"{where} has a forward or __call__ put in place of its class's")
-    if nn.modules.module._has_any_global_hook():
+    if any(getattr(nn.modules.module, f"_global{kind}") for kind in HOOKS):
         raise Unsupported("torch.nn.modules.module has global hooks")
 
 

@@ -40,19 +40,31 @@ INT64 = 2**63 - 1
 # ------------------------------------------------------------------------------------------------ texts
 
 
+# To begin with: what is parsed, and its text.
+SPECS = [
+    *("svp:beta_max=10,beta_min=0.5", "sve:sigma_min=1e-3", "sou:theta=1,sigma=2,T=3", "asoftplus:100", "asine"),
+    *(
+        "t1:0.5:3,0.5:0.1:20",
+        "t10:0:5",
+        "c--noise 0.5 --solver heun",
+        "c--sde ou --times karras",
+        "c--seed 3 --hidden 8",
+    ),
+]
+
+
 def specs(raw: bytes) -> None:
-    given = atheris.FuzzedDataProvider(raw)
-    which, text = given.ConsumeIntInRange(0, 3), given.ConsumeUnicodeNoSurrogates(80)
+    which, text = raw[:1], raw[1:80].decode("utf8", "ignore")
     with contextlib.suppress(*REFUSED):
-        if which == 0:
+        if which == b"s":
             made = sde.parse(text)
             assert all(map(numpy.isfinite, (made.T, made.prior_std, *made.marginal(made.T))))
-        elif which == 1 and text.count(":") < 20:
+        elif which == b"t" and text.count(":") < 20:
             grid = times.parse(limited(text))
             assert bool(grid.isfinite().all()), text
-        elif which == 2:
+        elif which == b"a":
             activation.activation(text)
-        elif which == 3:
+        elif which == b"c":
             with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
                 # Names of files and numbers of steps are ours: what is looked for is in the texts.
                 words = [word for word in text.split() if word.startswith("--") or ":" in word or word.isalpha()]
@@ -134,6 +146,7 @@ class Numbers:
         return self.given.ConsumeIntInRange(least, most)
 
     def any(self, most: int) -> int:
+        most = max(most, 0)
         kind = self.given.ConsumeIntInRange(0, 15)
         return self.given.ConsumeIntInRange(-INT64 - 1, INT64) if kind == 0 else self.small(most, -3 if kind < 4 else 0)
 
@@ -242,6 +255,10 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     target = TARGETS[sys.argv.pop(1)]
+    for number, text in enumerate(SPECS if target is specs else ()):
+        (FOLDER / "corpus").mkdir(exist_ok=True)
+        (FOLDER / f"corpus/{number}").write_text(text)
+        sys.argv += [str(FOLDER / "corpus")] * (number == 0)
     atheris.Setup(sys.argv, target)
     atheris.Fuzz()
 

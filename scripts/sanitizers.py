@@ -2,11 +2,11 @@
 
     python scripts/sanitizers.py address              AddressSanitizer and UBSan, the native tests
     python scripts/sanitizers.py thread               ThreadSanitizer, the tests of threads and of the engines
-    python scripts/sanitizers.py fuzzer engine residual -max_total_time=120    as the first, targets of scripts/fuzz.py
+    python scripts/sanitizers.py fuzzer engine residual -max_total_time=120    the first, targets of scripts/fuzz.py
 
-Works on a copy of the source tree, so nothing here is built anew; CUDA parts are left out. "address" wants gcc,
-"fuzzer" clang and ``pip install atheris``. "thread" wants gcc and clang's OpenMP (Debian: libomp-dev) with its watcher,
-libarcher: gcc's OpenMP is not compiled to be watched, so every barrier of it would look like a race.
+Works on a copy of the source tree, build/sanitizer-*; CUDA parts are left out. Wants clang with its runtime (Debian:
+clang, libclang-rt-14-dev, libomp-dev), "fuzzer" also ``pip install atheris``. "thread" compiles with gcc and loads
+clang's OpenMP with its watcher, libarcher: gcc's is not compiled to be watched, so every barrier would look like a race.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,11 +44,13 @@ class Build(NamedTuple):
     selection: str = ""
 
 
+# With counters of branches, which a fuzzer reads.
+CHECKED = "-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize=vptr,function -fno-sanitize-recover=undefined"
 BUILDS = {
     "address": Build(
-        "gcc",
-        "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer",
-        ["libasan.so", "libubsan.so"],
+        "clang",
+        CHECKED,
+        ["libclang_rt.asan-x86_64.so"],
         {"ASAN_OPTIONS": ADDRESS, "UBSAN_OPTIONS": "print_stacktrace=1"},
         NATIVE_TESTS,
         "not ctrl_c",  # whose seconds are those of a build without checks
@@ -66,13 +67,7 @@ BUILDS = {
         ["combine", "noise", "pair_ops", "fused", "trajectory", "watch", "threads"],
         "not ctrl_c and not forked and not workers",
     ),
-    "fuzzer": Build(
-        "clang",
-        "-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize=vptr,function -fno-sanitize-recover=undefined",
-        ["asan_with_fuzzer.so"],
-        {"ASAN_OPTIONS": ADDRESS},
-        [],
-    ),
+    "fuzzer": Build("clang", CHECKED, ["asan_with_fuzzer.so"], {"ASAN_OPTIONS": ADDRESS}, []),
 }
 
 
@@ -87,25 +82,36 @@ def path_of(name: str, compiler: str) -> str:
     return found.stdout.strip()
 
 
+def copy(tree: Path) -> None:
+    """What is new of the sources."""
+    kept = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    for name in filter(None, kept):
+        source, target = ROOT / name, tree / name
+        if not target.is_file() or target.stat().st_mtime < source.stat().st_mtime:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+    kernels = tree / "fpfast/kernels"
+    if not kernels.is_symlink():
+        kernels.symlink_to("../kernels")
+
+
 def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] not in BUILDS:
         sys.exit(__doc__)
     build, rest = BUILDS[sys.argv[1]], sys.argv[2:]
-    tree = Path(tempfile.mkdtemp(prefix="fpfast-")) / "fpfast"
-    kept = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
-    for name in filter(None, kept):
-        (tree / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, tree / name)
-    flags = {
-        "CC": build.compiler,
-        "CFLAGS": build.flags,
-        "LDFLAGS": build.flags,
-        "FPFAST_CUDA": "0",
-        "FPFAST_NATIVE": "1",
-    }
-    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-    subprocess.run(command, cwd=tree, env={**os.environ, **flags}, check=True)
-    (tree / "fpfast/kernels").symlink_to("../kernels")
+    tree = ROOT / "build" / f"sanitizer-{build.compiler}"
+    copy(tree)
+    made = list((tree / "fpfast").glob("_native*.so"))
+    if not made or made[0].stat().st_mtime < max(
+        path.stat().st_mtime for path in [*tree.rglob("csrc/**/*"), tree / "setup.py"]
+    ):
+        # Less optimised: unrolled loops of checked accesses take compilers many minutes.
+        setup = (ROOT / "setup.py").read_text()
+        (tree / "setup.py").write_text(setup.replace('"-O3"', '"-O0"' if build.compiler == "clang" else '"-O1"'))
+        flags = {"CC": build.compiler, "CFLAGS": build.flags, "LDFLAGS": build.flags}
+        flags |= {"FPFAST_CUDA": "0", "FPFAST_NATIVE": "1"}
+        command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+        subprocess.run(command, cwd=tree, env={**os.environ, **flags}, check=True)
     environment = {name: path_of(value, "") if "*" in value else value for name, value in build.environment.items()}
     environment |= {
         "PYTHONPATH": str(tree),
@@ -120,7 +126,6 @@ def main() -> None:
     codes = [
         subprocess.run([sys.executable, *run], cwd=tree, env={**os.environ, **environment}).returncode for run in runs
     ]
-    shutil.rmtree(tree.parent)
     sys.exit(max(codes, key=abs, default=0))
 
 

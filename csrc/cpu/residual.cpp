@@ -88,8 +88,8 @@ class PointTile {
       store(x(r, 0), at);
       if (!of_score) store(x(r, space_.columns.rate()), coef(A) * at);
       for (int64_t i = 0; i < n; ++i) {
-        const T* probe = static_cast<const T*>(run_.probes) + i * run_.samples * d;
-        store(x(r, 1 + i), run_.probes ? gather(probe, d, r) : broadcast(T(i == r)));
+        const auto probe = [&] { return static_cast<const T*>(run_.probes) + i * run_.samples * d; };
+        store(x(r, 1 + i), run_.probes ? gather(probe(), d, r) : broadcast(T(i == r)));
       }
     }
     if (features) std::fill_n(space_.jet(run_.features), features * space_.width(), T(0));
