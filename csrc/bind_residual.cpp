@@ -31,10 +31,10 @@ void check(const Residual& run, int64_t weight_count, int64_t sum_count, int64_t
     const JetInstruction& i = run.program[k];
     const bool matrix = i.op == JetOp::linear || (i.op == JetOp::feature && i.weights != nothing);
     const int64_t columns = matrix ? i.columns : i.rows, limit = int64_t(1) << 24;
-    require(matrix || i.op != JetOp::feature || (i.columns == i.rows && i.gradient == nothing),
-            "program: a feature without a matrix has columns or a gradient");
+    require(matrix || i.op != JetOp::feature || i.columns == i.rows, "program: a feature without a matrix has columns");
+    require(matrix || i.op == JetOp::scale || i.gradient == nothing, "program: a gradient of what has no weights");
     require(i.op >= JetOp::linear && i.op <= JetOp::scale && i.rows >= 1 && i.rows <= limit && columns >= 1 &&
-                columns <= limit,
+                columns <= limit && i.columns >= 0 && i.columns <= limit,  // sizes of sums count those of all
             "program: a size is out of range");
     require(within(i.out, i.rows, run.jets) && within(i.a, columns, run.jets) && optional(i.b, i.rows, run.jets),
             "program: a jet is outside the workspace");
@@ -92,10 +92,10 @@ Residual make_residual(const py::dict& arguments) {
 
   const int64_t limit = int64_t(1) << 24;
   require(run.samples >= 0 && run.dimension >= 1 && run.dimension <= limit && run.directions >= 1 &&
-              run.directions <= limit && run.feature_count >= 0 && run.feature_count <= limit,
+              run.directions <= 1 << 20 && run.feature_count >= 0 && run.feature_count <= limit,
           "samples, dimension, directions, features: out of range");
   for (const int64_t rows : {run.jets, run.adjoints, run.slopes, run.gradient_count})
-    require(rows >= 0 && rows <= int64_t(1) << 40, "workspace: out of range");
+    require(rows >= 0 && rows <= int64_t(1) << 31, "workspace: out of range");
   require(run.samples == 0 || (run.x && run.coef && run.weights &&
                                (run.feature_count == 0 || (run.feature_values && run.feature_rates))),
           "a pointer is null");

@@ -128,8 +128,8 @@ void combine_in_parts(const CpuKernels& kernels, const Combine& op, int threads)
     Combine part = op;
     part.out += first * op.elements;
     for (int k = 0; k < op.operands; ++k)
-      part.operand[k] = static_cast<const char*>(op.operand[k]) +
-                        (op.dtype[k] == Dtype::float32 ? 4 : 2) * first * op.elements;
+      part.operand[k] =
+          static_cast<const char*>(op.operand[k]) + (op.dtype[k] == Dtype::float32 ? 4 : 2) * first * op.elements;
     if (op.coef_per_sample) part.coef += 5 * first;
     part.noise = noise_from(op.noise, first);
     part.samples = count;

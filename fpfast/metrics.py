@@ -62,7 +62,7 @@ def histogram(x: Tensor, *, edge: float = 3.5, nodes: int = 64) -> Histogram:
     if points.shape[1] != 2:
         raise bad("x", "samples of shape (n, 2)", points.shape)
     nodes = integer("nodes", nodes, 2, 2**13)
-    edge = real("edge", edge, "a positive number", low=TINY)
+    edge = real("edge", edge, "a positive number", TINY, 1 / TINY)
     inside = points[(numpy.abs(points) < edge).all(axis=1)]
     if len(inside) == 0:
         raise bad("x", f"samples inside [-{edge}, {edge}]^2", "none")
@@ -174,7 +174,11 @@ def mmd(x: Tensor, y: Tensor, *, bandwidth: float | None = None) -> Estimate:
             raise bad(name, "two samples or more", len(points))
     centre = b.mean(axis=0)  # against cancellation in the distances
     a, b = a - centre, b - centre
-    width = _median_distance(a, b) if bandwidth is None else real("bandwidth", bandwidth, "a positive number", TINY)
+    width = (
+        _median_distance(a, b)
+        if bandwidth is None
+        else real("bandwidth", bandwidth, "a positive number", TINY, 1 / TINY)
+    )
     n, m = len(a), len(b)
     xx, xy = _kernel_sums(a, a, width) - 1, _kernel_sums(a, b, width)  # k(x, x) = 1 is left out
     yy, yx = _kernel_sums(b, b, width) - 1, _kernel_sums(b, a, width)

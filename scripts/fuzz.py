@@ -32,7 +32,7 @@ from safetensors.torch import save
 import fpfast
 from fpfast import _native
 
-REFUSED = (ValueError, TypeError, FileNotFoundError)
+REFUSED = (ValueError, TypeError, FileNotFoundError, MemoryError)
 FOLDER = Path(tempfile.mkdtemp())
 INT64 = 2**63 - 1
 

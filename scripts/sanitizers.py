@@ -6,7 +6,7 @@
 
 Works on a copy of the source tree, build/sanitizer-*; CUDA parts are left out. Wants clang with its runtime (Debian:
 clang, libclang-rt-14-dev, libomp-dev), "fuzzer" also ``pip install atheris``. "thread" compiles with gcc and loads
-clang's OpenMP with its watcher, libarcher: gcc's is not compiled to be watched, so every barrier would look like a race.
+clang's OpenMP with its watcher, libarcher: gcc's is not compiled to be watched, so each barrier would look like a race.
 """
 
 from __future__ import annotations
