@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fpfast.errors import bad, integer, key
+from fpfast.errors import bad, integer, key, tensor
 from fpfast.sde import SDE
 
 KARRAS_RHO = 7.0
@@ -98,10 +98,8 @@ def grid(sde: SDE, times: str | Sequence[float] | Tensor | None, steps: int) -> 
     elif isinstance(times, str):
         t = parse(times)
     else:
-        try:
-            t = torch.as_tensor(times, dtype=torch.float64).detach().cpu().clone()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise bad("times", "a name, a specification or a sequence of numbers", repr(times)) from error
+        numbers = tensor("times", times, "a name, a specification or a sequence of numbers", dtype=torch.float64)
+        t = numbers.detach().cpu().clone()
     if t.ndim != 1 or len(t) < 2 or not bool((t[1:] < t[:-1]).all()):
         raise bad("times", "a strictly descending sequence of two or more times", _brief(t))
     if not math.isclose(float(t[0]), sde.T, rel_tol=1e-6) or float(t[-1]) < 0:
