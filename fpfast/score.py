@@ -152,8 +152,8 @@ class Score:
 
     def times(self, x: Tensor, t: float | Tensor) -> Tensor:
         """t as float64 of shape (B,), checked; see :meth:`__call__`."""
-        if not dense(x):
-            raise bad("x", "a dense tensor (B, ...)", brief(x))
+        if not dense(x) or not x.is_floating_point():
+            raise bad("x", "a dense floating-point tensor (B, ...)", brief(x))
         t = as_float64(t, x.device)
         if t.ndim and t.shape != x.shape[:1]:
             raise bad("t", f"a number or shape ({x.shape[0]},)", tuple(t.shape))
