@@ -26,7 +26,8 @@ NO_DEVICE = "torch sees no CUDA device; install a CUDA build of torch and a driv
 
 # A forked process has no OpenMP threads, but their records: torch's next op, or ours, on many numbers would wait for
 # them for ever. torch's own workers for data loading begin in the same way.
-os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
+if hasattr(os, "register_at_fork"):  # not where there is no fork
+    os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
 
 
 class Kernels(Protocol):
