@@ -47,6 +47,7 @@ def _combine(
     draw: int,
     backend: str,
 ) -> Tensor:
+    backend = _checked(x, ys, coef, seed, first_sample, stream, draw, backend)
     out = torch.empty_like(x)
     backends.kernels(backend).combine(out, [x, *ys], coef, _key(seed, first_sample, stream, draw))
     return out
@@ -62,12 +63,17 @@ def _combine_inplace(
     draw: int,
     backend: str,
 ) -> None:
+    backend = _checked(x, ys, coef, seed, first_sample, stream, draw, backend)
+    for name, other in (("coef", coef), *((f"ys[{k}]", y) for k, y in enumerate(ys))):
+        if _share_memory(x, other):
+            raise bad(name, "memory of its own", "memory that x uses")
     backends.kernels(backend).combine(x, [x, *ys], coef, _key(seed, first_sample, stream, draw))
 
 
 def _noise(
     seed: Tensor, shape: Sequence[int], first_sample: int, stream: int, draw: int, kind: str, backend: str
 ) -> Tensor:
+    backend = _checked_noise(kind, seed, shape, first_sample, stream, draw, backend)
     out = torch.empty(shape, dtype=torch.float32, device=seed.device)
     backends.kernels(backend).noise(out, kind, Key(seed, first_sample, stream, draw))
     return out
@@ -159,6 +165,30 @@ def _check_combine(x: Tensor, ys: Sequence[Tensor], coef: Tensor, seed: Tensor |
             raise bad(name, f"a tensor on {x.device} as x", extra.device)
 
 
+def _checked(
+    x: Tensor,
+    ys: Sequence[Tensor],
+    coef: Tensor,
+    seed: Tensor | None,
+    first_sample: int,
+    stream: int,
+    draw: int,
+    backend: str,
+) -> str:
+    """The backend, of a call whose arguments fit each other. Ops do it too, as they can be called by themselves."""
+    _check_combine(x, ys, coef, seed)
+    _check_noise(x.shape[0], seed, first_sample, stream, draw)
+    return backends.pick(backend, x.device.type, x.dtype)
+
+
+def _checked_noise(
+    kind: str, seed: Tensor, shape: Sequence[int], first_sample: int, stream: int, draw: int, backend: str
+) -> str:
+    key("kind", kind, KINDS)
+    _check_noise(sizes("shape", shape, 0)[0], seed, first_sample, stream, draw)
+    return backends.pick(backend, seed.device.type, torch.float32)
+
+
 def _share_memory(x: Tensor, y: Tensor) -> bool:
     return x.data_ptr() < y.data_ptr() + y.nbytes and y.data_ptr() < x.data_ptr() + x.nbytes
 
@@ -180,9 +210,7 @@ def combine(
     and ys, backwards, not in coef. Raises ValueError for a wrong shape, dtype, device, layout or noise number,
     RuntimeError for a backend that cannot serve, and for tangents of forward mode.
     """
-    _check_combine(x, ys, coef, seed)
-    _check_noise(x.shape[0], seed, first_sample, stream, draw)
-    backend = backends.pick(backend, x.device.type, x.dtype)
+    backend = _checked(x, ys, coef, seed, first_sample, stream, draw, backend)
     return torch.ops.fpfast.combine(x, list(ys), coef, seed, first_sample, stream, draw, backend)
 
 
@@ -202,14 +230,9 @@ def combine_(
     Raises ValueError as :func:`combine` does, where ys or coef share memory with x, and where autograd would need x or
     ys: it is not differentiable.
     """
-    _check_combine(x, ys, coef, seed)
-    _check_noise(x.shape[0], seed, first_sample, stream, draw)
-    for name, other in (("coef", coef), *((f"ys[{k}]", y) for k, y in enumerate(ys))):
-        if not torch.compiler.is_compiling() and _share_memory(x, other):  # while compiling there are no addresses
-            raise bad(name, "memory of its own", "memory that x uses")
+    backend = _checked(x, ys, coef, seed, first_sample, stream, draw, backend)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *ys)):
         raise bad("x, ys", "tensors that do not require grad (else use combine)", "one that does")
-    backend = backends.pick(backend, x.device.type, x.dtype)
     torch.ops.fpfast.combine_(x, list(ys), coef, seed, first_sample, stream, draw, backend)
     if not torch.compiler.is_compiling() and not x.is_inference():
         torch.autograd.graph.increment_version(x)  # so that autograd notices if it had saved x
@@ -258,8 +281,5 @@ def noise(
     kind: str, seed: Tensor, shape: Sequence[int], *, first_sample: int, stream: int, draw: int, backend: str = "auto"
 ) -> Tensor:
     """float32 values of ``kind`` ("normal", "uniform" or "rademacher") on the device of ``seed``."""
-    key("kind", kind, KINDS)
-    shape = sizes("shape", shape, 0)
-    _check_noise(shape[0], seed, first_sample, stream, draw)
-    backend = backends.pick(backend, seed.device.type, torch.float32)
+    backend = _checked_noise(kind, seed, shape, first_sample, stream, draw, backend)
     return torch.ops.fpfast.noise(seed, list(shape), first_sample, stream, draw, kind, backend)

@@ -44,6 +44,7 @@ def _column(coef: Tensor, like: Tensor) -> Tensor:
 
 def _pair(x: Tensor, y: Tensor, coef: Tensor, seed: Tensor, first: int, stream: int, draw: int, kind: str,
           backend: str) -> Tensor:  # fmt: skip
+    backend = _checked_pair(x, y, coef, seed, first, stream, draw, kind, backend)
     out = x.new_empty((2, *x.shape))
     backends.kernels(backend).pair(out, x, y, coef, kind, Key(seed, first, stream, draw))
     return out
@@ -67,6 +68,7 @@ def _pair_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 def _defect(x: Tensor, pair: Tensor, coef: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    backend = _checked_defect(x, {"pair": pair}, coef, backend)
     out, norms = torch.empty_like(x), x.new_empty(len(x))
     backends.kernels(backend).defect(out, norms, x, pair, coef)
     return out, norms
@@ -96,6 +98,7 @@ def _defect_backward(ctx: Any, grad: Tensor, of_norms: Tensor) -> tuple[Any, ...
 
 
 def _product(x: Tensor, pair: Tensor, other: Tensor, coef: Tensor, backend: str) -> Tensor:
+    backend = _checked_defect(x, {"pair": pair, "other": other}, coef, backend)
     out = x.new_empty(len(x))
     backends.kernels(backend).product(out, x, pair, other, coef)
     return out
@@ -123,6 +126,7 @@ def _product_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 def _dot(x: Tensor, seed: Tensor, first: int, stream: int, draw: int, kind: str, backend: str) -> Tensor:
+    backend = _checked_dot(x, seed, first, stream, draw, kind, backend)
     out = x.new_empty(len(x))
     backends.kernels(backend).probe_dot(out, x, kind, Key(seed, first, stream, draw))
     return out
@@ -142,6 +146,9 @@ def _dot_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 def _times(coef: Tensor, shape: Sequence[int], seed: Tensor, first: int, stream: int, draw: int, kind: str,
            backend: str) -> Tensor:  # fmt: skip
     out = coef.new_empty(shape)
+    _check_state(out)
+    _check(out, {"coef": (coef, (len(out),))})
+    backend = _probe(out, seed, first, stream, draw, kind, backend)
     backends.kernels(backend).probe_times(out, coef, kind, Key(seed, first, stream, draw))
     return out
 
@@ -195,6 +202,37 @@ def _check(x: Tensor, others: dict[str, tuple[Tensor, tuple[int, ...]]]) -> None
     refuse_forward_mode((x, *(tensor for tensor, _ in others.values())))
 
 
+def _probe(x: Tensor, seed: Tensor, first: int, stream: int, draw: int, kind: str, backend: str) -> str:
+    """Checks what names a probe, and picks the backend."""
+    key("kind", kind, KINDS)
+    if not isinstance(seed, Tensor) or seed.device != x.device:
+        raise bad("seed", f"a tensor on {x.device} as x", getattr(seed, "device", type(seed).__name__))
+    _check_noise(len(x), seed, first, stream, draw)
+    return backends.pick(backend, x.device.type, x.dtype)
+
+
+# Ops check too, as they can be called by themselves. All give the backend.
+
+
+def _checked_pair(x: Tensor, y: Tensor, coef: Tensor, seed: Tensor, *rest: Any) -> str:
+    _check_state(x)
+    _check(x, {"y": (y, tuple(x.shape)), "coef": (coef, (len(x), 3))})
+    return _probe(x, seed, *rest)
+
+
+def _checked_defect(x: Tensor, pairs: dict[str, Tensor], coef: Tensor, backend: str) -> str:
+    _check_state(x)
+    shape = (2, *x.shape)
+    _check(x, {**{name: (pair, shape) for name, pair in pairs.items()}, "coef": (coef, (len(x), 2))})
+    return backends.pick(backend, x.device.type, x.dtype)
+
+
+def _checked_dot(x: Tensor, seed: Tensor, *rest: Any) -> str:
+    _check_state(x)
+    _check(x, {})
+    return _probe(x, seed, *rest)
+
+
 def pair(
     x: Tensor,  # [B, ...] float32 or float64
     y: Tensor,  # like x
@@ -213,27 +251,19 @@ def pair(
     Raises ValueError for a wrong shape, dtype, device, layout or noise number, RuntimeError for a backend that cannot
     serve; so do the others here.
     """
-    _check_state(x)
-    _check(x, {"y": (y, tuple(x.shape)), "coef": (coef, (len(x), 3))})
-    name = _probe(x, seed, kind, first_sample, stream, draw, backend)
-    return torch.ops.fpfast.pair(x, y, coef, seed, first_sample, stream, draw, kind, name)
+    backend = _checked_pair(x, y, coef, seed, first_sample, stream, draw, kind, backend)
+    return torch.ops.fpfast.pair(x, y, coef, seed, first_sample, stream, draw, kind, backend)
 
 
 def defect(x: Tensor, pair: Tensor, coef: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
     """(r, |r|^2) with r = (x - (pair[0] + pair[1]) / 2) c1 + c0 x, row b of coef [B, 2] being (c0, c1)."""
-    _check_state(x)
-    _check(x, {"pair": (pair, (2, *x.shape)), "coef": (coef, (len(x), 2))})
-    name = backends.pick(backend, x.device.type, x.dtype)
-    return torch.ops.fpfast.defect(x, pair, coef, name)
+    return torch.ops.fpfast.defect(x, pair, coef, _checked_defect(x, {"pair": pair}, coef, backend))
 
 
 def defect_product(x: Tensor, pair: Tensor, other: Tensor, coef: Tensor, *, backend: str = "auto") -> Tensor:
     """r.r', [B], of the two defects of :func:`defect`. Where the pairs are independent, so are the defects' errors."""
-    _check_state(x)
-    shape = (2, *x.shape)
-    _check(x, {"pair": (pair, shape), "other": (other, shape), "coef": (coef, (len(x), 2))})
-    name = backends.pick(backend, x.device.type, x.dtype)
-    return torch.ops.fpfast.defect_product(x, pair, other, coef, name)
+    backend = _checked_defect(x, {"pair": pair, "other": other}, coef, backend)
+    return torch.ops.fpfast.defect_product(x, pair, other, coef, backend)
 
 
 def probe_dot(
@@ -247,16 +277,5 @@ def probe_dot(
     backend: str = "auto",
 ) -> Tensor:
     """v.x of each sample, [B]: Hutchinson's estimate if x = J^T v."""
-    _check_state(x)
-    _check(x, {})
-    name = _probe(x, seed, kind, first_sample, stream, draw, backend)
-    return torch.ops.fpfast.probe_dot(x, seed, first_sample, stream, draw, kind, name)
-
-
-def _probe(x: Tensor, seed: Tensor, kind: str, first_sample: int, stream: int, draw: int, backend: str) -> str:
-    """Checks what names a probe, and picks the backend."""
-    key("kind", kind, KINDS)
-    if not isinstance(seed, Tensor) or seed.device != x.device:
-        raise bad("seed", f"a tensor on {x.device} as x", getattr(seed, "device", type(seed).__name__))
-    _check_noise(len(x), seed, first_sample, stream, draw)
-    return backends.pick(backend, x.device.type, x.dtype)
+    backend = _checked_dot(x, seed, first_sample, stream, draw, kind, backend)
+    return torch.ops.fpfast.probe_dot(x, seed, first_sample, stream, draw, kind, backend)

@@ -119,6 +119,36 @@ def test_opcheck(dtype, per_sample):
     )
 
 
+def test_ops_check_what_they_are_given_themselves():
+    x, seed = torch.zeros(3, 4), torch.tensor(3)
+    right = [x + 1]
+    for op in (torch.ops.fpfast.combine, torch.ops.fpfast.combine_):
+        for ys, coef, key, backend in (
+            ([torch.zeros(1, 4)], torch.ones(5), seed, "auto"),
+            ([torch.zeros(4, 3).T], torch.ones(5), seed, "auto"),
+            (right * 4, torch.ones(5), seed, "auto"),
+            (right, torch.ones(2), seed, "auto"),
+            (right, torch.ones(5), torch.zeros(2, dtype=torch.int64), "auto"),
+            (right, torch.ones(5), torch.tensor(3.0), "auto"),
+            (right, torch.ones(5), seed, "cuda"),
+            (right, torch.ones(5), seed, "nothing"),
+        ):
+            with pytest.raises((ValueError, RuntimeError)):
+                op(x, ys, coef, key, 0, 1, 2, backend)
+    with pytest.raises(ValueError, match="memory"):
+        torch.ops.fpfast.combine_(x, [x], torch.ones(5), None, 0, 1, 2, "auto")
+    for arguments in (
+        (torch.tensor(3.0), [3, 4], 0, 1, 2, "normal", "auto"),
+        (torch.zeros(2, dtype=torch.int64), [3, 4], 0, 1, 2, "normal", "auto"),
+        (seed, [-3, 4], 0, 1, 2, "normal", "auto"),
+        (seed, [3, 4], -1, 1, 2, "normal", "auto"),
+        (seed, [3, 4], 0, 1, 2, "cauchy", "auto"),
+        (seed, [3, 4], 0, 1, 2, "normal", "cuda"),
+    ):
+        with pytest.raises((ValueError, RuntimeError)):
+            torch.ops.fpfast.noise(*arguments)
+
+
 def test_gradients():
     x, y = (torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
     for coef in (torch.randn(5, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)):

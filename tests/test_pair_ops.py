@@ -119,6 +119,23 @@ def test_opcheck(name, dtype):
 
 
 @pytest.mark.parametrize("name", OPS)
+def test_ops_check_what_they_are_given_themselves(name):
+    op, arguments = call(name, grad=False)
+    op(*arguments)
+    wrong = [
+        (place, bad)
+        for place, given in enumerate(arguments)
+        if isinstance(given, torch.Tensor)
+        for bad in (given.new_zeros(7), given.new_zeros(7, 3, 5)[:, 0], given.to(torch.bfloat16))
+    ]
+    wrong += [(place, "nothing") for place, given in enumerate(arguments) if isinstance(given, str)]
+    wrong += [(place, -1) for place, given in enumerate(arguments) if isinstance(given, int)]
+    for place, bad in wrong:
+        with pytest.raises((ValueError, RuntimeError)):
+            op(*arguments[:place], bad, *arguments[place + 1 :])
+
+
+@pytest.mark.parametrize("name", OPS)
 def test_gradients_of_both_orders(name):
     op, arguments = call(name, torch.float64, shape=(2, 3))
     places = [k for k, a in enumerate(arguments) if isinstance(a, torch.Tensor) and a.requires_grad]

@@ -86,18 +86,18 @@ FPFAST_FN void linear(int64_t rows, int64_t columns, T* out, const T* in, const 
   last_block<T, R - 1, P>(rows - r, out + r * width, w + r * columns, in, columns, width, beside.at(r, width));
 }
 
-// N vectors a turn.
+// N vectors from k on. What is not wanted has no place, from which none is counted.
 template <Activation kind, int wants, int N>
-FPFAST_FN void activate_some(const float* in, float* out, float* first, float* second, float parameter) {
+FPFAST_FN void activate_some(const float* in, float* out, float* first, float* second, float parameter, int64_t k) {
   Pack<float, N> u;
   FPFAST_UNROLL
-  for (int n = 0; n < N; ++n) u.v[n] = load(in + n * lanes);
+  for (int n = 0; n < N; ++n) u.v[n] = load(in + k + n * lanes);
   const Jet<Pack<float, N>> jet = activation<Simd<N>, kind>(u, parameter);
   FPFAST_UNROLL
   for (int n = 0; n < N; ++n) {
-    if constexpr (wants & want_value) store(out + n * lanes, jet.value.v[n]);
-    if constexpr (wants & want_first) store(first + n * lanes, jet.first.v[n]);
-    if constexpr (wants & want_second) store(second + n * lanes, jet.second.v[n]);
+    if constexpr (wants & want_value) store(out + k + n * lanes, jet.value.v[n]);
+    if constexpr (wants & want_first) store(first + k + n * lanes, jet.first.v[n]);
+    if constexpr (wants & want_second) store(second + k + n * lanes, jet.second.v[n]);
   }
 }
 
@@ -106,8 +106,8 @@ void activate_all(const float* in, float* out, float* first, float* second, floa
   constexpr int together = lanes == 16 ? 4 : 2;  // what registers hold
   int64_t k = 0;
   for (; k + together * lanes <= count; k += together * lanes)
-    activate_some<kind, wants, together>(in + k, out + k, first + k, second + k, parameter);
-  for (; k < count; k += lanes) activate_some<kind, wants, 1>(in + k, out + k, first + k, second + k, parameter);
+    activate_some<kind, wants, together>(in, out, first, second, parameter, k);
+  for (; k < count; k += lanes) activate_some<kind, wants, 1>(in, out, first, second, parameter, k);
 }
 
 using ActivateFloat = void (*)(const float*, float*, float*, float*, float, int64_t);
