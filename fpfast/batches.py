@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from fpfast import noise
-from fpfast.errors import bad
+from fpfast.errors import bad, brief, dense
 from fpfast.sde import SDE
 
 Draw = Callable[[int, Generator], Tensor]  # (n, generator) -> n samples, such as those of fpfast.data.DATA
@@ -65,8 +65,8 @@ def checked(name: str, x: object) -> Tensor:
     """x, if it can be data."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
-    if x.ndim < 2 or len(x) == 0 or x.dtype not in (torch.float32, torch.float64):
-        raise bad(name, "float32 or float64 of shape (N, ...), N > 0", f"{x.dtype} of shape {tuple(x.shape)}")
+    if not dense(x) or x.ndim < 2 or len(x) == 0 or x.dtype not in (torch.float32, torch.float64):
+        raise bad(name, "float32 or float64 of shape (N, ...), N > 0", brief(x))
     if not bool(x.isfinite().all()):
         raise bad(name, "finite numbers", "NaN or infinity")
     return x.detach()

@@ -75,7 +75,7 @@ def certificate(
     if score.predicts != "potential":
         raise bad("score", "one that predicts 'potential'", repr(score.predicts))
     dimension = integer("dimension", dimension, 1, LARGEST)
-    n, nodes = integer("n", n, 2), integer("nodes", nodes, 3)
+    n, nodes = integer("n", n, 2, 2**48), integer("nodes", nodes, 3, 10**9)
     key = noise.seed_tensor(seed, n)
     if key.ndim:
         raise bad("seed", "one for all samples", f"{n} seeds")

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from fpfast import output
-from fpfast.errors import bad
+from fpfast.errors import as_path, bad
 
 FORMAT = 1
 
 
 def there(path: str | Path, resume: bool) -> bool:
     """If there is one to go on from. Raises ValueError for a path that cannot be written, or is taken and no resume."""
-    path = Path(path)
+    path = as_path("checkpoint_file", path)
     if path.suffix != ".pt" or not path.parent.is_dir():
         raise bad("checkpoint_file", "a name that ends in .pt, in a folder that exists", repr(str(path)))
     if path.exists() and not resume:

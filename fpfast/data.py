@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from fpfast import files
-from fpfast.errors import bad, integer, key
+from fpfast.errors import as_path, bad, integer, key
 
 BLOB_CENTRES = ((-2, -2), (-2, 2), (2, -2), (2, 2), (0, 0), (4, 0), (-4, 0), (0, 4), (0, -4))
 BLOB_SCALE = 0.65
@@ -111,7 +111,7 @@ def load(path: str | Path) -> Tensor:
     Nothing in the file is executed. Raises FileNotFoundError, or ValueError for files that hold anything else, or
     numbers that are not finite.
     """
-    path = Path(path)
+    path = as_path("data", path)
     if path.suffix not in (".npy", ".npz", ".pt"):
         raise bad("data", "one of " + ", ".join(DATA) + ", or a file that ends in .npy, .npz or .pt", repr(str(path)))
     if not path.is_file():

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+LARGEST = sys.float_info.max
 
 
 def bad(name: str, expected: str, got: object) -> ValueError:
@@ -34,6 +38,31 @@ def instance(name: str, value: Any, kind: type, expected: str) -> None:
         raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
 
 
+def function(name: str, value: Any, expected: str) -> None:
+    """Raises TypeError where ``value`` cannot be called."""
+    if not callable(value):
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
+
+
+def as_path(name: str, value: Any) -> Path:
+    """``value`` as a path."""
+    try:
+        found = Path(value)
+    except TypeError as error:
+        raise TypeError(f"{name}: expected a path, got {type(value).__name__}") from error
+    if "\0" in str(found):
+        raise bad(name, "a path without a zero byte", repr(value))
+    return found
+
+
+def truth(name: str, value: Any) -> bool:
+    """``value`` as True or False, for interfaces of others, which take whatever Python finds true."""
+    try:
+        return bool(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise bad(name, "True or False", type(value).__name__) from error
+
+
 def flag(name: str, value: Any) -> bool:
     """``value`` if it is True or False."""
     if not isinstance(value, bool):
@@ -54,8 +83,9 @@ def tensor(name: str, value: Any, expected: str, **options: Any) -> Tensor:
         x = torch.as_tensor(value, **options)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise bad(name, expected, f"{type(value).__name__}: {error}") from error
-    if x.layout != torch.strided or x.is_meta:
-        raise bad(name, expected, f"a tensor of layout {x.layout} on {x.device}")
+    complex_ = isinstance(value, Tensor) and value.is_complex()  # which torch would make real, and warn of once
+    if complex_ or x.layout != torch.strided or x.is_meta:
+        raise bad(name, expected, brief(value if complex_ else x))
     return x
 
 
@@ -88,13 +118,18 @@ def real(
     name: str, value: Any, expected: str = "a finite number", low: float = -math.inf, high: float = math.inf
 ) -> float:
     """``value`` as a finite float in [low, high]."""
+    return number(name, value, expected, max(low, -LARGEST), min(high, LARGEST))
+
+
+def number(name: str, value: Any, expected: str = "a number", low: float = -math.inf, high: float = math.inf) -> float:
+    """``value`` as a float in [low, high], which may be infinite."""
     try:
-        number = math.nan if isinstance(value, str | bool) else float(value)
+        found = math.nan if isinstance(value, str | bool) else float(value)
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        number = math.nan
-    if not (math.isfinite(number) and low <= number <= high):
+        found = math.nan
+    if not low <= found <= high:
         raise bad(name, expected, repr(value))
-    return number
+    return found
 
 
 def sizes(name: str, value: Any, low: int) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fpfast import data as datasets
-from fpfast.errors import bad, integer, real, tensor
+from fpfast.errors import bad, brief, integer, real, tensor
 from fpfast.metrics import METRICS, Estimate, Histogram, histogram, w2_sliced
 from fpfast.sample import sample
 from fpfast.score import Score
@@ -47,10 +47,13 @@ class Gap:
 def _truth(data: str | Tensor, n: int, seed: int) -> tuple[Tensor, Tensor]:
     """A fresh draw and the truth: n and 10 n named samples, or the given ones shuffled, n or a third held out."""
     if isinstance(data, str):
-        return datasets.draw(data, n, seed=seed + 1), datasets.draw(data, TRUTH_FACTOR * n, seed=seed)
+        fresh, truth = datasets.draw(data, n, seed=seed + 1), datasets.draw(data, TRUTH_FACTOR * n, seed=seed)
+        if truth.ndim != 2:
+            raise bad("data", "a name of two-dimensional samples", repr(data))
+        return fresh, truth
     given = tensor("data", data, "a name, or samples (n, 2)")
-    if given.ndim != 2 or given.shape[1] != 2 or len(given) < 3:
-        raise bad("data", "a name, or three or more two-dimensional samples (n, 2)", tuple(given.shape))
+    if given.ndim != 2 or given.shape[1] != 2 or len(given) < 3 or not given.is_floating_point():
+        raise bad("data", "a name, or three or more two-dimensional samples (n, 2), floating-point", brief(given))
     given = given[torch.randperm(len(given), generator=torch.Generator().manual_seed(seed))]
     held = min(n, len(given) // 3)
     return given[:held], given[held:]
@@ -82,7 +85,7 @@ def gap(
     densities are compared on the histograms, "w2_sliced" on 5,000 samples inside their grid.
     Raises ValueError as :func:`fpfast.sample` and :func:`fpfast.metrics.histogram` do.
     """
-    n = integer("n", n, 1)
+    n = integer("n", n, 1, 2**44)
     seed = integer("seed", seed, 0, 2**63 - 2)
     if real("noise", noise, "a positive level for the SDE (the ODE has 0)", low=0) == 0:
         raise bad("noise", "a positive level for the SDE (the ODE has 0)", noise)
@@ -90,8 +93,8 @@ def gap(
     ode, ode_info = sample(score, (n, 2), noise=0.0, seed=seed, return_info=True, **options)
     sde, sde_info = sample(score, (n, 2), noise=noise, seed=seed, return_info=True, **options)
     points = {"ode": ode, "sde": sde, "truth": truth, "fresh": fresh}
-    inside = {name: x[(x.abs() < edge).all(1)] for name, x in points.items()}
     grids = {name: histogram(x, edge=edge, nodes=nodes) for name, x in points.items()}
+    inside = {name: x[(x.abs() < edge).all(1)] for name, x in points.items()}
     table = {}
     for pair, (a, b) in PAIRS.items():
         table[pair] = {name: metric(grids[a], grids[b]) for name, metric in METRICS.items()}

@@ -29,7 +29,7 @@ from torch import Tensor
 from fpfast import noise
 from fpfast.backends import BACKENDS
 from fpfast.divergence import ESTIMATORS, Estimated, average, fuses
-from fpfast.errors import bad, brief, dense, floating, instance, integer, key, real
+from fpfast.errors import bad, brief, dense, flag, floating, instance, integer, key, real
 from fpfast.fused import EXACT_DIVERGENCE, Fused
 from fpfast.points import DISTRIBUTIONS, Points, Probes
 from fpfast.sample import Bar, usable_device
@@ -285,7 +285,7 @@ def log_likelihood(
     if estimator == "exact" and device.type == "cpu" and math.prod(x.shape[1:]) <= EXACT_DIVERGENCE:
         score = _recognised(score, tuple(x.shape), dtype)
     held = score.net.held() if isinstance(score.net, Fused) else contextlib.nullcontext()
-    with Bar(total=total, desc="likelihood", unit="evaluation", disable=not progress) as bar, held:
+    with Bar(total=total, desc="likelihood", unit="evaluation", disable=not flag("progress", progress)) as bar, held:
         for start in starts:
             part = slice(start, min(start + batch_size, len(x)))
             state = x[part].detach().to(device=device, dtype=dtype, copy=True).contiguous()

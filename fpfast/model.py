@@ -14,7 +14,7 @@ from torch import nn
 
 from fpfast import files, output
 from fpfast.convnet import ConvNet
-from fpfast.errors import bad, key
+from fpfast.errors import as_path, bad, instance, key
 from fpfast.network import MLP, load_tensors
 from fpfast.score import PREDICTIONS, Score
 from fpfast.sde import SDE, SDES
@@ -47,7 +47,8 @@ def describe(score: Score) -> dict[str, Any]:
 
 def write(path: str | Path, score: Score) -> None:
     """Writes a score to a ``.safetensors`` file, whole or not at all."""
-    path = Path(path)
+    instance("score", score, Score, "fpfast.Score(net, sde, predicts=...)")
+    path = as_path("path", path)
     if path.suffix != ".safetensors" or not path.parent.is_dir():
         raise bad("file", "a name that ends in .safetensors, in a folder that exists", repr(str(path)))
     described = json.dumps(describe(score))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fpfast import activation as activations
 from fpfast import files
-from fpfast.errors import bad, flag, integer, sizes
+from fpfast.errors import as_path, bad, flag, integer, sizes
 
 
 class MLP(nn.Module):
@@ -82,7 +82,7 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     Raises FileNotFoundError, or ValueError when the ending is another one, the file is damaged, or holds anything but
     tensors (a pickle with code is refused).
     """
-    path = Path(path)
+    path = as_path("file", path)
     if path.suffix not in (".safetensors", ".pt", ".pth"):
         raise bad("file", "a name that ends in .safetensors, .pt or .pth", repr(str(path)))
     if not path.is_file():

@@ -178,12 +178,10 @@ def sample(
     shape = sizes("shape", shape, 1)
     noise = real("noise", noise, "a level from 0 to 10^6", 0, 1e6)
     first_sample = integer("first_sample", first_sample, 0, 2**48 - shape[0])
-    batch_size = shape[0] if batch_size is None else integer("batch_size", batch_size, 1)
-    return_info = flag("return_info", return_info)
-    if not isinstance(graph, bool) and not (isinstance(graph, str) and graph == "auto"):
-        raise bad("graph", "'auto', True or False", repr(graph))
+    return_info, progress = flag("return_info", return_info), flag("progress", progress)
+    batch_size = _batches(batch_size, graph, on_nonfinite) or shape[0]
     device = _checked(score, x, shape, solver, final, device, dtype, callback)
-    watched = key("on_nonfinite", on_nonfinite, ON_NONFINITE) != "ignore"
+    watched = on_nonfinite != "ignore"
     asked, backend = backend, backends.pick(backend, device.type, dtype)
     seeds = noises.seed_tensor(seed, shape[0], device)
     if seeds.ndim and first_sample:
@@ -254,8 +252,10 @@ def settled(score: Score, options: dict[str, Any]) -> tuple[dict[str, Any], Tabl
     bound.apply_defaults()
     all_ = {name: value for name, value in bound.arguments.items() if name not in ("score", "shape")}
     checked_names = ("solver", "final", "device", "dtype", "callback")
-    _checked(score, None, (1,), *(all_[name] for name in checked_names))
+    device = _checked(score, None, (1,), *(all_[name] for name in checked_names))
     all_["noise"] = real("noise", all_["noise"], "a level from 0 to 10^6", 0, 1e6)
+    all_["batch_size"] = _batches(*(all_[name] for name in ("batch_size", "graph", "on_nonfinite")))
+    backends.pick(all_["backend"], device.type, all_["dtype"])
     of_table = {name: all_[name] for name in ("solver", "times", "steps", "noise")}
     return all_, _table(score, **of_table, last_noise=all_["final"] == "noise")[0]
 
@@ -289,6 +289,14 @@ def _table(
             _tables.clear()
         _tables[key] = made
     return made
+
+
+def _batches(batch_size: int | None, graph: bool | str, on_nonfinite: str) -> int | None:
+    """Checks how batches are run, and returns how many samples are in one."""
+    if not isinstance(graph, bool) and not (isinstance(graph, str) and graph == "auto"):
+        raise bad("graph", "'auto', True or False", repr(graph))
+    key("on_nonfinite", on_nonfinite, ON_NONFINITE)
+    return None if batch_size is None else integer("batch_size", batch_size, 1)
 
 
 def _callback_steps(chosen: Sequence[int] | None, steps: int) -> set[int]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fpfast.errors import bad, brief, dense, instance, key, real
+from fpfast.errors import bad, brief, dense, function, instance, key, real
 from fpfast.fused import Fused
 from fpfast.sde import SDE, as_float64, per_sample
 
@@ -93,8 +93,7 @@ class Score:
         predicts: str = "score",
         guidance: float | None = None,
     ) -> None:
-        if not callable(net):
-            raise TypeError(f"net: expected a module or a function net(x, t), got {type(net).__name__}")
+        function("net", net, "a module or a function net(x, t)")
         instance("sde", sde, SDE, "an SDE such as fpfast.VP()")
         key("predicts", predicts, PREDICTIONS)
         if guidance is not None:

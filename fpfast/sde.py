@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fpfast import noise
-from fpfast.errors import bad, key, real, tensor, unknown
+from fpfast.errors import bad, brief, dense, floating, key, real, tensor, unknown
 
 Time = float | Tensor
 
@@ -75,7 +75,12 @@ class SDE(ABC):
 
     def drift(self, x: Tensor, t: Time) -> Tensor:
         """a(t) x for x of shape (B, ...) and t a number or of shape (B,)."""
-        return per_sample(self.a(t).to(x.device), x) * x
+        if not dense(x) or not x.is_floating_point():
+            raise bad("x", "a floating-point tensor (B, ...)", brief(x))
+        a = self.a(t).to(x.device)
+        if a.ndim and a.shape != x.shape[:1]:
+            raise bad("t", f"a number or shape ({x.shape[0]},)", tuple(a.shape))
+        return per_sample(a, x) * x
 
     def diffusion(self, t: Time) -> Tensor:
         """g(t)."""
@@ -92,6 +97,7 @@ class SDE(ABC):
         backend: str = "auto",
     ) -> Tensor:
         """Samples of the prior at T, of the given shape (samples, ...). Noise: stream "prior", draw 0."""
+        floating("dtype", dtype)
         z = noise.normal(seed, shape, first_sample=first_sample, stream="prior", device=device, backend=backend)
         return z.to(dtype).mul_(self.prior_std)
 
@@ -100,7 +106,9 @@ class SDE(ABC):
 
         float64, shape (B,).
         """
-        x = x.double().reshape(len(x), -1)
+        if not dense(x) or x.is_complex():
+            raise bad("x", "a tensor of numbers (B, ...)", brief(x))
+        x = x.double().flatten(1) if x.ndim > 1 else x.double()[:, None]
         return -((x / self.prior_std) ** 2 + math.log(2 * math.pi * self.prior_std**2)).sum(1) / 2
 
     def log_snr(self, t: Time) -> Tensor:
@@ -109,7 +117,7 @@ class SDE(ABC):
 
     def time_at(self, log_snr: Time) -> Tensor:
         """The t in [0, T] with the given ``log_snr`` (by bisection to the last bits; clamped to the ends)."""
-        target = as_float64(log_snr)
+        target = tensor("log_snr", log_snr, "a number or a tensor of numbers", dtype=torch.float64)
         low, high = torch.zeros_like(target), torch.full_like(target, self.T)
         for _ in range(80):
             middle = (low + high) / 2

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from fpfast import output
 from fpfast.backends import BACKENDS
-from fpfast.errors import bad, integer, sizes
+from fpfast.errors import as_path, bad, flag, integer, sizes
 from fpfast.processes import Processes
 from fpfast.sample import Bar, sample, settled
 from fpfast.score import Score
@@ -103,7 +103,7 @@ def sample_to_folder(
     described = _described(score, options)
     bytes_each = max(1, torch.Size(shape[1:]).numel()) * options.get("dtype", torch.float32).itemsize
     size = max(1, SHARD_BYTES // bytes_each) if shard_samples is None else integer("shard_samples", shard_samples, 1)
-    folder = Path(folder)
+    folder = as_path("folder", folder)
     if folder.exists() and not folder.is_dir():
         raise bad("folder", "a folder, or a name that is free", repr(str(folder)))
     run = _named({"shape": list(shape), "seed": seed, "first_sample": first_sample, "shard_samples": size, **described})
@@ -115,7 +115,7 @@ def sample_to_folder(
             _claim(folder, run)
         processes.wait()
         mine = [starts[k] for k in processes.share(len(starts))]
-        with Bar(total=len(mine), desc="sampling", unit="file", disable=not progress) as bar:
+        with Bar(total=len(mine), desc="sampling", unit="file", disable=not flag("progress", progress)) as bar:
             for start in mine:
                 path, count = _path(folder, first_sample + start), min(size, shape[0] - start)
                 found = _read(path, run, first_sample + start, (count, *shape[1:]))
@@ -149,13 +149,16 @@ def read(folder: str | Path) -> Iterator[Tensor]:
 
     Raises ValueError where files are missing or damaged: ``sample_to_folder`` makes these again.
     """
-    folder = Path(folder)
+    folder = as_path("folder", folder)
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         if not manifest["complete"]:
             raise bad("folder", "a run that is complete", repr(str(folder)))
-        shards = [Shard(*shard.values()) for shard in manifest["shards"]]
-        shape = tuple(manifest["run"]["shape"])
+        shards = [
+            Shard(str(file), int(first), int(samples), int(nonfinite), str(sha256))
+            for file, first, samples, nonfinite, sha256 in (shard.values() for shard in manifest["shards"])
+        ]
+        shape = sizes("shape", manifest["run"]["shape"], 1)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise bad("folder", f"a {MANIFEST} of a complete run", f"{str(folder)!r}: {error}") from error
     for shard in shards:

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fpfast.errors import bad, brief, dense, instance, tensor
 from fpfast.noise import STREAMS
 from fpfast.score import Score
 
@@ -127,10 +128,17 @@ class Plan:
 
 def make_row(like: Tensor, *coefficients: Tensor | float, z: Tensor | float = 0.0) -> Tensor:
     """A stage's rows for all steps, (steps, 5) float64: c0, c1, c2, c3 (zero where not given), cz."""
+    if not dense(like) or like.ndim != 1:
+        raise bad("like", "a tensor of shape (steps,)", brief(like))
+    if len(coefficients) > 4:
+        raise bad("coefficients", "at most four", len(coefficients))
     row = torch.zeros(len(like), 5, dtype=torch.float64)
-    for k, c in enumerate(coefficients):
-        row[:, k] = torch.as_tensor(c, dtype=torch.float64)
-    row[:, 4] = torch.as_tensor(z, dtype=torch.float64)
+    named = {k: (f"coefficients[{k}]", c) for k, c in enumerate(coefficients)} | {4: ("z", z)}
+    for k, (name, c) in named.items():
+        column = tensor(name, c, "a number or a tensor of numbers", dtype=torch.float64)
+        if column.shape not in ((), (1,), like.shape):
+            raise bad(name, f"a number or shape ({len(like)},)", tuple(column.shape))
+        row[:, k] = column
     return row
 
 
@@ -139,10 +147,21 @@ def make_table(*stages: tuple[Stage, Tensor, Moments], skip: Tensor | None = Non
 
     ``skip`` marks steps whose last stage evaluates nothing.
     """
+    if not stages:
+        raise bad("stages", "one or more", "none")
+    for stage, row, moments in stages:
+        instance("stages", stage, Stage, "a fpfast.solvers.Stage first")
+        instance("stages", moments, Moments, "fpfast.solvers.Moments last")
+        if not dense(row) or row.shape != (len(stages[0][1]), 5):
+            raise bad("stages", "rows as make_row makes them, one a step", brief(row))
+        if not dense(moments.t) or moments.t.shape != stages[0][2].t.shape:
+            raise bad("stages", "moments of one number of times", brief(moments.t))
     coef = torch.stack([row for _, row, _ in stages], dim=1)
     times = torch.stack([moments.t for _, _, moments in stages], dim=1)
     evaluate = torch.tensor([stage.at is not None for stage, _, _ in stages]).repeat(len(coef), 1)
     if skip is not None:
+        if not dense(skip) or skip.dtype != torch.bool or skip.shape != (len(coef),):
+            raise bad("skip", f"a tensor of bool of shape ({len(coef)},), or None", brief(skip))
         evaluate[:, -1] &= ~skip
     return Table(tuple(stage for stage, _, _ in stages), coef, times, evaluate)
 

@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel
 from fpfast import checkpoint, losses
 from fpfast.batches import TIME_LAWS, Batches, Draw, checked, network_seed, seeds
 from fpfast.divergence import ESTIMATORS
-from fpfast.errors import bad, instance, integer, key, real
+from fpfast.errors import as_path, bad, flag, instance, integer, key, real
 from fpfast.fused import Fused
 from fpfast.processes import Processes, join
 from fpfast.sample import Bar
@@ -96,8 +96,7 @@ class Recipe:
             raise bad("ema", "a number in [0, 1)", self.ema)
         if self.fraction > 1:
             raise bad("fraction", "a number in (0, 1]", self.fraction)
-        if not isinstance(self.unbiased, bool):
-            raise bad("unbiased", "True or False", repr(self.unbiased))
+        flag("unbiased", self.unbiased)
         tables: dict[str, Any] = {"optimiser": OPTIMISERS, "schedule": SCHEDULES, "time_law": TIME_LAWS}
         tables |= {"weighting": losses.WEIGHTINGS, "residual_weighting": losses.WEIGHTINGS}
         tables |= {"estimator": ("auto", *ESTIMATORS)}
@@ -240,13 +239,17 @@ def fit(
     is no longer finite; ModuleNotFoundError for ``log_dir`` without tensorboard.
     """
     recipe = Recipe() if recipe is None else recipe
-    every = integer("every", every, 1)
+    every, resume, progress = integer("every", every, 1), flag("resume", resume), flag("progress", progress)
     instance("score", score, Score, "fpfast.Score(net, sde, predicts=...)")
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe: expected fpfast.train.Recipe(...), got {type(recipe).__name__}")
     module = score.module
     if not isinstance(module, nn.Module):
         raise TypeError(f"score: expected a network that is an nn.Module, got {type(module).__name__}")
+    if score.sde.t_min >= score.sde.T:
+        raise bad("score", f"an SDE with a T above t_min = {score.sde.t_min}", score.sde.T)
+    if recipe.regulariser == "log_density" and score.predicts != "potential":
+        raise bad("regulariser", "'score' for a network that is no potential", repr(recipe.regulariser))
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
         raise bad("score", "a network with parameters that ask for gradients", "none")
@@ -409,6 +412,7 @@ def _log(folder: str | Path | None, processes: Processes) -> Iterator[Any]:
     if folder is None or not processes.first:
         yield None
         return
+    folder = as_path("log_dir", folder)
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -18,7 +18,7 @@ from fpfast.compat import levels as grids
 from fpfast.compat.levels import LEVELS, Flow, Levels, Variance
 from fpfast.compat.plan import PREDICTIONS, Plan, make_plan
 from fpfast.compat.runs import Place, Runs
-from fpfast.errors import bad, integer, key, real
+from fpfast.errors import bad, brief, dense, instance, integer, key, real, tensor, truth
 from fpfast.reference import Key
 from fpfast.solvers import SOLVERS
 
@@ -38,6 +38,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
 }
 REMEMBERED = 32  # plans
 GRIDS = {f"use_{name}_sigmas": name for name in LEVELS}
+FLAGS = ("clip_sample", "rescale_betas_zero_snr", "set_alpha_to_one", "use_flow_sigmas", "use_dynamic_shifting", *GRIDS)
 
 
 class FPFastScheduler(SchedulerMixin, ConfigMixin):
@@ -109,9 +110,15 @@ class FPFastScheduler(SchedulerMixin, ConfigMixin):
         key("solver", solver, SOLVERS)
         key("timestep_spacing", timestep_spacing, ("linspace", "leading", "trailing"))
         key("time_shift_type", time_shift_type, ("exponential", "linear"))
-        integer("steps_offset", steps_offset, 0)
-        if noise is not None:
-            real("noise", noise, "a finite level that is not negative, or None", low=0)
+        integer("steps_offset", steps_offset, 0, 10**7)
+        for name in FLAGS:
+            truth(name, self.config[name])
+        for name, value in (("flow_shift", flow_shift), ("shift", shift), ("shift_terminal", shift_terminal)):
+            if value is not None or name == "shift":
+                real(name, value)
+        self._noise = (
+            None if noise is None else real("noise", noise, "a finite level that is not negative, or None", low=0)
+        )
         if final_sigmas_type is not None:
             key("final_sigmas_type", final_sigmas_type, ("zero", "sigma_min"))
         if use_flow_sigmas and prediction_type != "flow_prediction":
@@ -143,10 +150,13 @@ class FPFastScheduler(SchedulerMixin, ConfigMixin):
         What that says of its own solver (``algorithm_type``, ``solver_order`` and so on) is replaced by ``solver`` and
         ``noise``. Raises ValueError where it asks for something else that is not here (see ``REFUSED``).
         """
+        if config is not None:
+            instance("config", config, Mapping, "a scheduler's configuration")
         known = dict(config or {})
         for name, harmless in REFUSED.items():
-            if name in known and known[name] not in harmless:
-                raise bad(name, " or ".join(map(repr, harmless)), repr(known[name]))
+            value = known.get(name, harmless[0])
+            if isinstance(value, Tensor | np.ndarray) or value not in harmless:
+                raise bad(name, " or ".join(map(repr, harmless)), repr(value))
         if "shift" in known and "prediction_type" not in known:  # flow matching schedulers do not name it
             kwargs.setdefault("prediction_type", "flow_prediction")
         # Else what the other scheduler had by default would be replaced by what is default here.
@@ -186,11 +196,13 @@ class FPFastScheduler(SchedulerMixin, ConfigMixin):
         if len(given) > 1 or (not given and num_inference_steps is None):
             raise bad("num_inference_steps, timesteps, sigmas", "one of them", f"{len(given)} sequences")
         if num_inference_steps is not None:
-            integer("num_inference_steps", num_inference_steps, 1)
+            num_inference_steps = integer("num_inference_steps", num_inference_steps, 1, 10**7)
+        if device is not None:
+            device = backends.usable("device", device)
         found = self._levels(num_inference_steps, timesteps, sigmas, mu)
         if given and num_inference_steps not in (None, len(found) - 1):
             raise bad("num_inference_steps", f"{len(found) - 1} as the sequence, or None", num_inference_steps)
-        whole = self._plan(found, self.config.noise or 0.0)
+        whole = self._plan(found, self._noise or 0.0)
         times = self.path.timestep(np.array([segment.level for segment in whole.segments]))
         exact = times.round()
         times = np.where(np.abs(times - exact) < 1e-6, exact, times)
@@ -231,7 +243,7 @@ class FPFastScheduler(SchedulerMixin, ConfigMixin):
             found = np.linspace(1, least, steps)
         else:
             assert steps is not None
-            found = self.path.level(grids.spaced(config.timestep_spacing, steps, count, config.steps_offset))
+            found = self.path.level(grids.spaced(config.timestep_spacing, steps, count, int(config.steps_offset)))
         if isinstance(self.path, Flow):
             if sigmas is not None and found[-1] == 0:
                 found = found[:-1]
@@ -263,7 +275,8 @@ class FPFastScheduler(SchedulerMixin, ConfigMixin):
         elif mu is None:
             raise bad("mu", "a number, as use_dynamic_shifting is on", mu)
         else:
-            shift = np.exp(real("mu", mu)) if self.config.time_shift_type == "exponential" else mu
+            mu = real("mu", mu)
+            shift = np.exp(mu) if self.config.time_shift_type == "exponential" else mu
         shift = real("shift", shift, "a positive number")
         if not shift > 0:
             raise bad("shift", "a positive number", shift)
@@ -304,15 +317,14 @@ class FPFastScheduler(SchedulerMixin, ConfigMixin):
         runs = self._runs
         if runs is None:
             raise bad("timestep", "set_timesteps to be called before", timestep)
-        if s_churn != 0:
+        if real("s_churn", s_churn) != 0:
             raise bad("s_churn", "0 (say FPFastScheduler(..., noise=...), which chooses the times too)", s_churn)
         s_noise = real("s_noise", s_noise, "a finite number that is not negative", low=0)
-        if not isinstance(sample, Tensor) or not isinstance(model_output, Tensor):
-            raise TypeError(f"model_output, sample: expected tensors, got {type(model_output)}, {type(sample)}")
-        if not sample.is_floating_point():
-            raise bad("sample", "a floating-point tensor", sample.dtype)
-        if model_output.shape != sample.shape or sample.ndim == 0:
-            raise bad("model_output", f"shape {tuple(sample.shape)} as the sample", tuple(model_output.shape))
+        return_dict = truth("return_dict", return_dict)
+        if not dense(sample) or not sample.is_floating_point():
+            raise bad("sample", "a floating-point tensor (samples, ...)", brief(sample))
+        if not dense(model_output) or model_output.shape != sample.shape:
+            raise bad("model_output", f"shape {tuple(sample.shape)} as the sample", brief(model_output))
         positions = runs.find(timestep, sample, self._begin or 0)
         place, slots = self._place(runs, positions, sample, eta)
         plan = place.plan
@@ -346,9 +358,10 @@ class FPFastScheduler(SchedulerMixin, ConfigMixin):
         self, runs: Runs, positions: list[int], sample: Tensor, eta: float | None
     ) -> tuple[Place, dict[str, Tensor]]:
         """The plan at the noise level asked for, where the sample is in it, and what its run kept."""
-        plan, own, solver = runs.whole, self.config.noise, self.config.solver
-        if eta is not None and eta != (own or 0.0):
+        plan, own, solver = runs.whole, self._noise, self.config.solver
+        if eta is not None:
             eta = real("eta", eta, "a finite number that is not negative, or None", low=0)
+        if eta is not None and eta != (own or 0.0):
             if own is not None:
                 said = f"None or {own}, the scheduler's noise (pipelines say 0 unless given an eta: give them {own})"
                 raise bad("eta", said, eta)
@@ -381,6 +394,7 @@ class FPFastScheduler(SchedulerMixin, ConfigMixin):
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """alpha x0 + std z at a timestep for each sample (or one for all)."""
+        _check_pair("original_samples", original_samples, noise)
         alpha, std = self._marginal(timesteps, original_samples)
         return alpha * original_samples + std * noise
 
@@ -390,19 +404,31 @@ class FPFastScheduler(SchedulerMixin, ConfigMixin):
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """What "v_prediction" (alpha z - std x0) or "flow_prediction" (z - x0) should be, for training."""
+        _check_pair("sample", sample, noise)
         if isinstance(self.path, Flow):
             return noise - sample
         alpha, std = self._marginal(timesteps, sample)
         return alpha * noise - std * sample
 
     def _marginal(self, timesteps: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        values = np.atleast_1d(torch.as_tensor(timesteps).detach().double().cpu().numpy())
+        given = tensor("timesteps", timesteps, "a number or a tensor of numbers", dtype=torch.float64)
+        values = np.atleast_1d(given.detach().cpu().numpy())
         if values.shape not in ((1,), (len(x),)):
             raise bad("timesteps", f"one, or one for each of {len(x)} samples", values.shape)
         shape = (-1, *[1] * (x.ndim - 1))
         alpha, std = self.path.marginal(self.path.level(values))
         first, second = (torch.from_numpy(c).to(x.device, x.dtype).reshape(shape) for c in (alpha, std))
         return first, second
+
+
+def _check_pair(name: str, x: Any, noise: Any) -> None:
+    """Raises ValueError unless the two, the first of which is called ``name``, can be added."""
+    if not dense(x) or not x.is_floating_point():
+        raise bad(name, "a floating-point tensor (samples, ...)", brief(x))
+    fits = dense(noise) and noise.device == x.device
+    sizes = zip(x.shape[::-1], noise.shape[::-1], strict=False) if fits else ()
+    if not fits or not all(a == b or 1 in (a, b) for a, b in sizes):
+        raise bad("noise", f"a tensor that fits shape {tuple(x.shape)} on {x.device}", brief(noise))
 
 
 def _seeds(generator: Generators, x: Tensor) -> Any:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fpfast.compat.k_diffusion import Run, heun
-from fpfast.errors import bad, integer, real
+from fpfast.compat.k_diffusion import LARGEST, Run, churning, heun
+from fpfast.errors import bad, brief, dense, function, integer, number, real
 
 
 @torch.no_grad()
@@ -40,30 +41,38 @@ def edm_sampler(
     Returns the samples as float64, as their sampler does; between the network's calls they are float32 here.
     Raises ValueError for levels that do not descend from sigma_max to sigma_min, and outputs of another shape.
     """
-    steps = integer("num_steps", num_steps, 1)
-    power = real("rho", rho, "a positive number")
-    if not power > 0:
-        raise bad("rho", "a positive number", rho)
-    least, most = max(sigma_min, getattr(net, "sigma_min", 0.0)), min(sigma_max, getattr(net, "sigma_max", math.inf))
-    if not 0 < least < most < math.inf:
+    function("net", net, "a denoiser net(x, sigma, class_labels)")
+    function("randn_like", randn_like, "a function")
+    if not dense(latents) or not latents.is_floating_point():
+        raise bad("latents", "a floating-point tensor (samples, ...)", brief(latents))
+    steps = integer("num_steps", num_steps, 1, 10**7)
+    power = real("rho", rho, "a positive number", math.ulp(0.0))
+    churn = churning(S_churn=S_churn, S_min=S_min, S_max=S_max, S_noise=S_noise)
+    least = max(number("sigma_min", sigma_min), real("net.sigma_min", getattr(net, "sigma_min", 0.0)))
+    most = min(number("sigma_max", sigma_max), number("net.sigma_max", getattr(net, "sigma_max", math.inf)))
+    if not 0 < least < most <= LARGEST:
         raise bad("sigma_min, sigma_max", "0 < sigma_min < sigma_max, finite", f"{least}, {most}")
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
-    sigmas = (most ** (1 / power) + ramp * (least ** (1 / power) - most ** (1 / power))) ** power
+    first, last = torch.tensor([most, least], dtype=torch.float64) ** (1 / power)
+    sigmas = (first + ramp * (last - first)) ** power
     round_sigma: Callable[[Tensor], Tensor] | None = getattr(net, "round_sigma", None)
 
     def rounded(sigma: float) -> float:
         return sigma if round_sigma is None else float(round_sigma(torch.tensor(sigma, dtype=torch.float64)))
 
     levels = torch.tensor([*map(rounded, sigmas.tolist()), 0.0], dtype=torch.float64)
+    if not all(now > after for now, after in pairwise(levels.tolist())) or not levels[0] <= LARGEST:
+        raise bad("rho, num_steps, sigma_min, sigma_max", "what gives descending levels, rounded", levels.tolist())
     x = latents.float() * levels[0].float().to(latents.device)
 
     def denoise(x: Tensor, sigma: Tensor, **_: Any) -> Tensor:
         y = net(x, sigma, class_labels)
-        return y.to(x) if y.dtype == torch.float64 else y
+        return y.to(x) if isinstance(y, Tensor) and y.dtype == torch.float64 else y
 
     def noise_sampler(sigma: Tensor, sigma_next: Tensor) -> Tensor:
         return randn_like(x)
 
     given = None if randn_like is torch.randn_like else noise_sampler
-    run = Run(denoise, x, levels, None, None, given, descending=True, rounded=rounded)
-    return heun(run, True, S_churn, S_min, S_max, S_noise).double()
+    names = ("net", "randn_like")
+    run = Run(denoise, x, levels, None, None, given, descending=True, rounded=rounded, names=names)
+    return heun(run, True, churn).double()

@@ -23,15 +23,15 @@ al. (arXiv 2206.00364, algorithm 2) and Lu et al. (arXiv 2211.01095).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fpfast import backends, ops
 from fpfast import noise as noises
-from fpfast.errors import bad, key, real
+from fpfast.errors import bad, brief, dense, function, key, number, real, truth
 from fpfast.reference import Key
 from fpfast.sample import Bar
 
@@ -39,6 +39,22 @@ Model = Callable[..., Tensor]
 Callback = Callable[[dict[str, Any]], Any]
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 Numbers = Sequence[float]  # the coefficients of (x, further operands, z)
+LARGEST = torch.finfo(torch.float32).max  # level: states at higher ones could not be held
+
+
+class Churn(NamedTuple):
+    """Karras et al.'s: how much, the least and the highest level that is churned, and what multiplies the noise."""
+
+    amount: float
+    least: float
+    most: float
+    noise: float
+
+
+def churning(**given: Any) -> Churn:
+    """The four numbers of a :class:`Churn`, by the names that they have where they are given; checked."""
+    *levels, (name, noise) = given.items()
+    return Churn._make([*(number(*one) for one in levels), real(name, noise)])
 
 
 class Run:
@@ -54,15 +70,22 @@ class Run:
         noise_sampler: NoiseSampler | None = None,
         descending: bool = False,
         rounded: Callable[[float], float] = float,
+        names: tuple[str, str] = ("model", "noise_sampler"),  # what the caller's arguments are called
     ) -> None:
-        if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim == 0:
-            raise bad("x", "a floating-point tensor (samples, ...)", type(x).__name__)
-        if not isinstance(sigmas, Tensor) or sigmas.ndim != 1:
-            raise bad("sigmas", "a tensor of shape (steps + 1,)", getattr(sigmas, "shape", type(sigmas).__name__))
+        function(names[0], model, "a denoiser")
+        for name, called in (("callback", callback), (names[1], noise_sampler)):
+            if called is not None:
+                function(name, called, "a function or None")
+        if not dense(x) or not x.is_floating_point():
+            raise bad("x", "a floating-point tensor (samples, ...)", brief(x))
+        if not dense(sigmas) or sigmas.ndim != 1 or sigmas.is_complex():
+            raise bad("sigmas", "a tensor of shape (steps + 1,)", brief(sigmas))
         self.model, self.callback, self.noise_sampler, self.rounded = model, callback, noise_sampler, rounded
-        self.extra = {} if extra_args is None else extra_args
+        self.names, self.extra = names, {} if extra_args is None else extra_args
+        if not isinstance(self.extra, Mapping) or not all(isinstance(name, str) for name in self.extra):
+            raise bad("extra_args", "a dictionary of arguments by their names, or None", repr(extra_args))
         self.dtype, self.sigmas, self.levels = x.dtype, sigmas, sigmas.double().tolist()
-        if not all(math.isfinite(s) and s > 0 for s in self.levels[:-1]) or not all(s >= 0 for s in self.levels[-1:]):
+        if not all(0 < s <= LARGEST for s in self.levels[:-1]) or not all(0 <= s <= LARGEST for s in self.levels[-1:]):
             raise bad("sigmas", "positive finite levels, the last of which may be 0", self.levels)
         if descending and any(a <= b for a, b in zip(self.levels, self.levels[1:], strict=False)):
             raise bad("sigmas", "strictly descending levels", self.levels)
@@ -80,11 +103,11 @@ class Run:
         version = None if seen.is_inference() else seen._version
         y = self.model(seen, seen.new_full((len(x),), sigma), **self.extra)
         if version is not None and seen._version != version:
-            raise bad("model", "a model that leaves its input as it is", "one that changed x in place")
-        if not isinstance(y, Tensor) or y.shape != x.shape:
-            raise bad("model", f"a tensor of shape {tuple(x.shape)} as x", getattr(y, "shape", type(y).__name__))
+            raise bad(self.names[0], "a model that leaves its input as it is", "one that changed x in place")
+        if not dense(y) or y.shape != x.shape:
+            raise bad(self.names[0], f"a tensor of shape {tuple(x.shape)} as x", brief(y))
         if y.dtype not in (*ops.OPERAND_DTYPES, x.dtype) or y.device != x.device:
-            raise bad("model", f"16 bits or {x.dtype} on {x.device}", f"{y.dtype} on {y.device}")
+            raise bad(self.names[0], f"16 bits or {x.dtype} on {x.device}", f"{y.dtype} on {y.device}")
         return y.clone(memory_format=torch.contiguous_format) if needed_later else y.contiguous()
 
     def tell(self, i: int, hat: float, denoised: Tensor) -> None:
@@ -114,8 +137,8 @@ class Run:
         """What the user's noise sampler says."""
         assert self.noise_sampler is not None
         z = self.noise_sampler(self.sigmas.new_tensor(sigma), self.sigmas.new_tensor(sigma_next))
-        if not isinstance(z, Tensor) or z.shape != self.state.shape:
-            raise bad("noise_sampler", f"a tensor of shape {tuple(self.state.shape)} as x", getattr(z, "shape", z))
+        if not dense(z) or z.shape != self.state.shape:
+            raise bad(self.names[1], f"a tensor of shape {tuple(self.state.shape)} as x", brief(z))
         return z.to(self.state).contiguous()
 
     def own(self, draw: int) -> Tensor:
@@ -132,16 +155,19 @@ class Run:
     def steps(self, disable: bool | None) -> Any:
         """(i, sigma, sigma_next) of each step."""
         pairs = list(zip(self.levels, self.levels[1:], strict=False))
-        return Bar([(i, a, b) for i, (a, b) in enumerate(pairs)], disable=disable)
+        off = None if disable is None else truth("disable", disable)
+        return Bar([(i, a, b) for i, (a, b) in enumerate(pairs)], disable=off)
 
-    def churn(self, i: int, churn: float, least: float, most: float, s_noise: float) -> float:
+    def churned(self, i: int, churn: Churn) -> float:
         """Adds noise to the state as Karras et al. do, and returns its level then."""
         sigma = self.levels[i]
-        gamma = min(churn / (len(self.levels) - 1), math.sqrt(2) - 1) if least <= sigma <= most else 0.0
-        if gamma <= 0:
+        gamma = min(churn.amount / (len(self.levels) - 1), math.sqrt(2) - 1)
+        if not churn.least <= sigma <= churn.most or gamma <= 0:
             return sigma
         hat = self.rounded(sigma * (gamma + 1))
-        self.state = self.noisy([1.0], [], s_noise * math.sqrt(hat**2 - sigma**2), i, (sigma, hat))
+        if not sigma <= hat <= 2 * sigma:
+            raise bad(self.names[0], f"a level near {sigma * (gamma + 1)} from its round_sigma", hat)
+        self.state = self.noisy([1.0], [], churn.noise * math.sqrt(hat**2 - sigma**2), i, (sigma, hat))
         return hat
 
 
@@ -170,9 +196,10 @@ def sample_euler(
     s_noise: float = 1.0,
 ) -> Tensor:
     """x' = x + (sigma' - sigma^) (x - D) / sigma^, after churning up to sigma^ (Karras et al., algorithm 2, Euler)."""
+    churn = churning(s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise)
     run = Run(model, x, sigmas, extra_args, callback)
     for i, _, after in run.steps(disable):
-        hat = run.churn(i, s_churn, s_tmin, s_tmax, s_noise)
+        hat = run.churned(i, churn)
         denoised = run.denoised(run.state, hat)
         run.tell(i, hat, denoised)
         run.state = run.move(_towards(hat, after), denoised)
@@ -193,13 +220,14 @@ def sample_heun(
     s_noise: float = 1.0,
 ) -> Tensor:
     """Heun's step of dx/dsigma = (x - D) / sigma, after churning (Karras et al., algorithm 2); Euler's down to 0."""
-    return heun(Run(model, x, sigmas, extra_args, callback), disable, s_churn, s_tmin, s_tmax, s_noise)
+    churn = churning(s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise)
+    return heun(Run(model, x, sigmas, extra_args, callback), disable, churn)
 
 
-def heun(run: Run, disable: bool | None, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float) -> Tensor:
+def heun(run: Run, disable: bool | None, churn: Churn) -> Tensor:
     """The loop of :func:`sample_heun`."""
     for i, _, after in run.steps(disable):
-        hat = run.churn(i, s_churn, s_tmin, s_tmax, s_noise)
+        hat = run.churned(i, churn)
         denoised = run.denoised(run.state, hat, needed_later=True)
         run.tell(i, hat, denoised)
         predicted = run.move(_towards(hat, after), denoised)
@@ -224,7 +252,7 @@ def sample_euler_ancestral(
     noise_sampler: NoiseSampler | None = None,
 ) -> Tensor:
     """Euler's step to sqrt(sigma'^2 - u^2), then noise u z; u = eta sigma' sqrt(1 - (sigma'/sigma)^2) <= sigma'."""
-    eta = real("eta", eta, "a finite number that is not negative", low=0)
+    eta, s_noise = real("eta", eta, "a finite number that is not negative", low=0), real("s_noise", s_noise)
     run = Run(model, x, sigmas, extra_args, callback, noise_sampler, descending=eta > 0)
     for i, sigma, after in run.steps(disable):
         denoised = run.denoised(run.state, sigma)
@@ -248,6 +276,8 @@ def sample_dpmpp_2m(
     Lu et al. (arXiv 2211.01095), algorithm 2; of first order at first, and down to 0.
     """
     run = Run(model, x, sigmas, extra_args, callback)
+    if any(a == b and c > 0 for a, b, c in zip(run.levels, run.levels[1:], run.levels[2:], strict=False)):
+        raise bad("sigmas", "levels that change from one to the next", run.levels)
     old: Tensor | None = None
     for i, sigma, after in run.steps(disable):
         denoised = run.denoised(run.state, sigma, needed_later=True)
@@ -279,7 +309,7 @@ def sample_dpmpp_2m_sde(
     Lu et al. (arXiv 2211.01095), section 3.4; x' = D down to 0. eta is the square of ``fpfast.sample``'s noise.
     """
     key("solver_type", solver_type, ("midpoint", "heun"))
-    eta = real("eta", eta, "a finite number that is not negative", low=0)
+    eta, s_noise = real("eta", eta, "a finite number that is not negative", low=0), real("s_noise", s_noise)
     run = Run(model, x, sigmas, extra_args, callback, noise_sampler, descending=True)
     old: Tensor | None = None
     for i, sigma, after in run.steps(disable):
@@ -317,9 +347,8 @@ def sample_dpmpp_sde(
     al. (arXiv 2211.01095). The two noises of a step are increments of one Brownian motion over sigma, of which the
     whole step's contains that of its first part.
     """
-    eta = real("eta", eta, "a finite number that is not negative", low=0)
-    if not 0 < real("r", r) < 1:
-        raise bad("r", "a number in (0, 1)", r)
+    eta, s_noise = real("eta", eta, "a finite number that is not negative", low=0), real("s_noise", s_noise)
+    r = real("r", r, "a number in (0, 1)", math.ulp(0.0), math.nextafter(1, 0))
     run = Run(model, x, sigmas, extra_args, callback, noise_sampler, descending=True)
     for i, sigma, after in run.steps(disable):
         denoised = run.denoised(run.state, sigma, needed_later=True)

@@ -37,11 +37,12 @@ BETAS: dict[str, Callable[[int, float, float], torch.Tensor]] = {
 
 def training_betas(config: Any) -> torch.Tensor:
     """The variances that a configuration's training added at each timestep, float32 as diffusers computes them."""
-    count = integer("num_train_timesteps", config.num_train_timesteps, 2)
+    count = integer("num_train_timesteps", config.num_train_timesteps, 2, 10**7)
     if config.trained_betas is not None:
-        betas = torch.as_tensor(np.asarray(config.trained_betas), dtype=torch.float32)
+        expected = f"{count} numbers, one for each training timestep"
+        betas = torch.from_numpy(_array("trained_betas", config.trained_betas, expected)).float()
         if betas.shape != (count,):
-            raise bad("trained_betas", f"{count} numbers, one for each training timestep", tuple(betas.shape))
+            raise bad("trained_betas", expected, tuple(betas.shape))
     else:
         ends = (real(name, config[name], "a number in (0, 1)", low=0) for name in ("beta_start", "beta_end"))
         betas = BETAS[key("beta_schedule", config.beta_schedule, BETAS)](count, *ends)
@@ -154,10 +155,15 @@ def ending_at(levels: Levels, last: float) -> Levels:
 
 def numbers(name: str, values: Sequence[float] | torch.Tensor | Levels) -> Levels:
     """A user's own timesteps or levels: finite, strictly descending."""
-    try:
-        found = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise bad(name, "a descending sequence of numbers", repr(values)) from error
+    found = _array(name, values, "a descending sequence of numbers")
     if found.ndim != 1 or not found.size or not np.isfinite(found).all() or not bool((np.diff(found) < 0).all()):
         raise bad(name, "a strictly descending sequence of finite numbers", repr(values))
     return found
+
+
+def _array(name: str, values: Any, expected: str) -> Levels:
+    """A copy, as an array of any kind is taken, of any strides."""
+    try:
+        return np.array(values.detach().cpu() if isinstance(values, torch.Tensor) else values, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise bad(name, expected, repr(values)) from error

@@ -13,7 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from fpfast.compat.levels import Levels
 from fpfast.compat.plan import Plan
-from fpfast.errors import bad
+from fpfast.errors import bad, tensor
 
 REMEMBERED = 32  # noise levels
 
@@ -76,11 +76,12 @@ class Runs:
 
         Of several with this timestep: where the sample's run is, else where a step begins, from ``begin`` on.
         """
-        if isinstance(timestep, Tensor) and (timestep.numel() == 1 or timestep.stride() == (0,)):
+        given = tensor("timestep", timestep, "a number or a tensor of numbers")
+        if given.numel() == 1 or given.stride() == (0,):
             own = self.timesteps.untyped_storage().data_ptr()
-            if timestep.untyped_storage().data_ptr() == own:
-                return [int(timestep.storage_offset())]  # its value might be on a GPU, and need not be asked for
-        values = torch.as_tensor(timestep).to("cpu").reshape(-1)
+            if given.untyped_storage().data_ptr() == own:
+                return [int(given.storage_offset())]  # its value might be on a GPU, and need not be asked for
+        values = given.detach().to("cpu").reshape(-1)
         if len(values) not in (1, len(sample)):
             raise bad("timestep", f"one timestep, or one for each of {len(sample)} samples", tuple(values.shape))
         if not self.timesteps.is_floating_point() and values.is_floating_point():
@@ -122,7 +123,7 @@ class Runs:
             return
         # Not the tensors themselves, one of which may be a result that would keep its own memory alive, and nobody's
         # memory that is going to be written to.
-        known = {tensor.untyped_storage().data_ptr() for tensor in (result, *seen)}
+        known = {one.untyped_storage().data_ptr() for one in (result, *seen)}
         kept = {
             name: slots[name].clone()
             if slots[name].untyped_storage().data_ptr() in known

@@ -16,28 +16,31 @@ variance of the posterior. Steps end where theirs do, at max(eps - T/N, 0).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
-import numpy as np
 import torch
 from scipy import integrate
 from torch import Tensor
 
-from fpfast.errors import bad, integer, key, real
+from fpfast.backends import usable
+from fpfast.errors import bad, brief, dense, function, integer, key, real, sizes, tensor, truth
 from fpfast.noise import STREAMS
 from fpfast.sample import sample
-from fpfast.score import Score
+from fpfast.score import Score, checked
 from fpfast.sde import SDE, VE, VP, SubVP
 from fpfast.solvers import Plan, Solver, Stage, Table, ancestral, euler_maruyama, make_row, make_table
 
 Scaler = Callable[[Tensor], Tensor]
 Sampler = Callable[[Any], tuple[Tensor, int]]
 
-SDES: dict[str, Callable[[Any], SDE]] = {
-    "VPSDE": lambda sde: VP(float(sde.beta_0), float(sde.beta_1)),
-    "subVPSDE": lambda sde: SubVP(float(sde.beta_0), float(sde.beta_1)),
-    "VESDE": lambda sde: VE(float(sde.sigma_min), float(sde.sigma_max)),
+# Of theirs: ours, and the attributes that are its fields.
+SDES: dict[str, tuple[Callable[[float, float], SDE], tuple[str, str]]] = {
+    "VPSDE": (VP, ("beta_0", "beta_1")),
+    "subVPSDE": (SubVP, ("beta_0", "beta_1")),
+    "VESDE": (VE, ("sigma_min", "sigma_max")),
 }
+SMALLEST, LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
 def reverse_diffusion(plan: Plan) -> Table:
@@ -61,7 +64,9 @@ PREDICTORS: dict[str, Solver | None] = {
     "none": None,
 }
 CORRECTORS = ("langevin", "ald", "none")
+METHODS = ("RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA")
 FURTHER = 16  # the stream of a second corrector's noise at one time; of a third: one more
+MOST = 2**15  # correctors at one time, as streams are numbers of 16 bits
 CLASSES = {
     "EulerMaruyamaPredictor": "euler_maruyama",
     "ReverseDiffusionPredictor": "reverse_diffusion",
@@ -78,17 +83,17 @@ def get_sampling_fn(config: Any, sde: Any, shape: Sequence[int], inverse_scaler:
 
     Raises ValueError for a method other than "pc" and "ode", and as those do.
     """
-    chosen = config.sampling
-    method = str(chosen.method).lower()
-    if key("config.sampling.method", method, ("pc", "ode")) == "ode":
+    fields = ("sampling.method", "sampling.noise_removal", "training.continuous", "device")
+    method, denoise, continuous, device = _fields(config, *fields)
+    if key("config.sampling.method", str(method).lower(), ("pc", "ode")) == "ode":
         return get_ode_sampler(
-            sde, shape, inverse_scaler, denoise=chosen.noise_removal, eps=eps, device=config.device,
-            continuous=config.training.continuous,
-        )  # fmt: skip
+            sde, shape, inverse_scaler, denoise=denoise, eps=eps, device=device, continuous=continuous
+        )
+    names = ("predictor", "corrector", "snr", "n_steps_each", "probability_flow")
+    predictor, corrector, snr, n_steps, flow = _fields(config, *(f"sampling.{name}" for name in names))
     return get_pc_sampler(
-        sde, shape, str(chosen.predictor).lower(), str(chosen.corrector).lower(), inverse_scaler, chosen.snr,
-        n_steps=chosen.n_steps_each, probability_flow=chosen.probability_flow,
-        continuous=config.training.continuous, denoise=chosen.noise_removal, eps=eps, device=config.device,
+        sde, shape, str(predictor).lower(), str(corrector).lower(), inverse_scaler, snr, n_steps=n_steps,
+        probability_flow=flow, continuous=continuous, denoise=denoise, eps=eps, device=device,
     )  # fmt: skip
 
 
@@ -112,16 +117,23 @@ def get_pc_sampler(
     the last step adds no noise. Raises ValueError for an unknown predictor, corrector or SDE, and "ancestral_sampling"
     with a probability flow or a sub-VP SDE, which they do not have either.
     """
-    ours, n = _sde(sde), integer("sde.N", sde.N, 2)
+    ours, n = _sde(sde), _count(sde)
+    shape, n_steps = sizes("shape", shape, 1), integer("n_steps", n_steps, 1, MOST)
+    function("inverse_scaler", inverse_scaler, "a function of samples")
+    probability_flow, denoise = truth("probability_flow", probability_flow), truth("denoise", denoise)
+    continuous = truth("continuous", continuous)
     step = _name("predictor", predictor, PREDICTORS)
     correct = _name("corrector", corrector, CORRECTORS)
     if step == "ancestral_sampling" and (probability_flow or isinstance(ours, SubVP)):
         raise bad("predictor", "'reverse_diffusion' or 'euler_maruyama' with this SDE", repr(step))
-    corrections = integer("n_steps", n_steps, 1) if correct != "none" else 0
+    corrections = n_steps if correct != "none" else 0
     if step == correct == "none":
         raise bad("predictor, corrector", "one of them", "neither")
-    solver = _composed(PREDICTORS[step], corrections, real("snr", snr, "a number that is not negative", low=0), n)
+    snr = real("snr", snr, "a number that is not negative, nor above 10^6", 0, 1e6)
+    solver = _composed(PREDICTORS[step], corrections, snr, n)
     times = _times(ours, n, eps)
+    if corrections and type(ours) is VP and float(ours.beta(times).max()) > n:
+        raise bad("sde.N", f"at least {float(ours.beta(times).max())}, as beta is, where there is a corrector", n)
 
     def pc_sampler(model: Any) -> tuple[Tensor, int]:
         x = sample(
@@ -149,26 +161,43 @@ def get_ode_sampler(
 
     Returns ``sampler(model, z=None) -> (samples, evaluations)``; z is the state at T.
     """
-    ours = _sde(sde)
-    if not 0 < real("eps", eps) < ours.T:
-        raise bad("eps", f"a time between 0 and {ours.T}", eps)
+    ours, shape = _sde(sde), sizes("shape", shape, 1)
+    eps = _end(ours, eps)
+    function("inverse_scaler", inverse_scaler, "a function of samples")
+    denoise, continuous = truth("denoise", denoise), truth("continuous", continuous)
+    rtol, atol = (
+        real(name, value, "a number that is not negative", 0) for name, value in (("rtol", rtol), ("atol", atol))
+    )
+    if not (isinstance(method, type) and issubclass(method, integrate.OdeSolver)):
+        key("method", method, METHODS)
 
     @torch.no_grad()
     def ode_sampler(model: Any, z: Tensor | None = None) -> tuple[Tensor, int]:
-        score = _score(sde, ours, model, continuous)
-        start = ours.prior(shape, device=device) if z is None else z
+        score, where = _score(sde, ours, model, continuous), usable("device", device)
+        if z is not None and not (dense(z) and z.shape == shape and z.is_floating_point() and bool(z.isfinite().all())):
+            raise bad("z", f"finite floating-point values of shape {shape}", brief(z))
+        start = ours.prior(shape, device=where) if z is None else z.detach()
+
+        broken = False
 
         def slope(t: float, flat: Any) -> Any:
-            x = torch.from_numpy(flat.reshape(shape)).to(device, torch.float32)
+            nonlocal broken
+            x = torch.from_numpy(flat.reshape(shape)).to(where, torch.float32)
             drift = ours.drift(x, t) - float(ours.g2(t)) / 2 * score(x, t)
+            broken = broken or not bool(drift.isfinite().all())
             return drift.cpu().numpy().reshape(-1)
 
-        solved = integrate.solve_ivp(
-            slope, (ours.T, eps), start.cpu().numpy().reshape(-1), rtol=rtol, atol=atol, method=method
-        )
+        failed = f"model: the ODE could not be solved from {ours.T} to {eps}"
+        flat = start.cpu().numpy().reshape(-1)
+        try:
+            solved = integrate.solve_ivp(slope, (ours.T, eps), flat, rtol=rtol, atol=atol, method=method)
+        except ValueError as error:  # implicit methods refuse what is not finite
+            if not broken:
+                raise
+            raise RuntimeError(f"{failed}: {error}") from error
         if not solved.success:
-            raise RuntimeError(f"model: the ODE could not be solved from {ours.T} to {eps}: {solved.message}")
-        x = torch.tensor(solved.y[:, -1].reshape(shape)).to(device, torch.float32)
+            raise RuntimeError(f"{failed}: {solved.message}")
+        x = torch.tensor(solved.y[:, -1].reshape(shape)).to(where, torch.float32)
         if denoise:
             std, alpha = float(ours.std(eps)), float(ours.alpha(eps))
             x = (x + std**2 * score(x, eps)) / alpha
@@ -181,7 +210,23 @@ def _sde(sde: Any) -> SDE:
     name = type(sde).__name__
     if name not in SDES:
         raise bad("sde", "a VPSDE, subVPSDE or VESDE of score_sde", name)
-    return SDES[name](sde)
+    kind, fields = SDES[name]
+    first, second = (
+        real(f"sde.{field}", getattr(sde, field, None), "a positive number that float32 can hold", SMALLEST, LARGEST)
+        for field in fields
+    )
+    return kind(first, second)
+
+
+def _count(sde: Any) -> int:
+    return integer("sde.N", getattr(sde, "N", None), 2, 10**7)
+
+
+def _fields(config: Any, *names: str) -> Any:
+    try:
+        return attrgetter(*names)(config)
+    except AttributeError as error:
+        raise bad("config", "one with " + ", ".join(names), f"{type(config).__name__}: {error}") from error
 
 
 def _name(argument: str, given: Any, table: Any) -> str:
@@ -190,9 +235,14 @@ def _name(argument: str, given: Any, table: Any) -> str:
     return key(argument, name, table)
 
 
-def _times(sde: SDE, n: int, eps: float) -> Tensor:
-    if not 0 < real("eps", eps) < sde.T:
+def _end(sde: SDE, eps: float) -> float:
+    if not 0 < (time := real("eps", eps)) < sde.T:
         raise bad("eps", f"a time in (0, {sde.T})", eps)
+    return time
+
+
+def _times(sde: SDE, n: int, eps: float) -> Tensor:
+    eps = _end(sde, eps)
     times = torch.linspace(sde.T, eps, n, dtype=torch.float64)
     return torch.cat([times, times.new_tensor([max(eps - sde.T / n, 0.0)])])
 
@@ -218,19 +268,24 @@ def _composed(predictor: Solver | None, corrections: int, snr: float, n: int) ->
 
 def _score(theirs: Any, sde: SDE, model: Any, continuous: bool) -> Score:
     """Their network as a score: what it predicts and how it is told the time (``models/utils.py`` of score_sde)."""
+    function("model", model, "a network model(x, labels)")
     if isinstance(model, torch.nn.Module):
         model.eval()
     if isinstance(sde, VE):
         if continuous:
             return Score(lambda x, t: model(x, sde.std(t.double()).to(t)), sde, "score")
-        return Score(lambda x, t: model(x, ((sde.T - t) * (theirs.N - 1)).round().long()), sde, "score")
+        n = _count(theirs)
+        return Score(lambda x, t: model(x, ((sde.T - t) * (n - 1)).round().long()), sde, "score")
     if continuous or isinstance(sde, SubVP):
         return Score(lambda x, t: model(x, t * 999), sde, "noise")
-    stds = torch.as_tensor(np.asarray(theirs.sqrt_1m_alphas_cumprod), dtype=torch.float32)
+    n, name = _count(theirs), "sde.sqrt_1m_alphas_cumprod"
+    stds = tensor(name, getattr(theirs, name[4:], None), f"{n} numbers", dtype=torch.float32)
+    if stds.shape != (n,):
+        raise bad(name, f"{n} numbers", brief(stds))
 
     def discrete(x: Tensor, t: Tensor) -> Tensor:
-        labels = t * (theirs.N - 1)
+        labels = t * (n - 1)
         std = stds.to(x.device)[labels.long()].reshape(-1, *[1] * (x.ndim - 1))
-        return -model(x, labels) / std
+        return checked(model(x, labels), x).neg() / std
 
     return Score(discrete, sde, "score")
