@@ -275,6 +275,13 @@ def test_what_cannot_be_captured(captures):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_auto_waits_for_a_torch_whose_captures_may_fail(captures, monkeypatch):
+    monkeypatch.setattr(graph, "SAFE", "99")
+    _, info = fpfast.sample(SCORE, (3, 2), steps=9, return_info=True)
+    assert info.not_graph.startswith("torch is older than 99; ")
+    both(captures, steps=9)
+
+
 def test_without_a_gpu():
     assert reason(drift) == "the state is on cpu"
     with pytest.raises(RuntimeError, match=r"^graph: True, but no step can be captured: the state is on cpu$"):
