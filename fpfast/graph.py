@@ -21,11 +21,11 @@ from fpfast.score import Score
 
 WARM_UP = 1  # steps of a kind that run as they are first: what a first call sets up must not be captured
 SAFE = "2.13"  # torch before it takes a capture that failed for one that goes on
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 LEAST = 3  # replays that pay for a capture
 
 Slots = dict[str, tuple[Tensor, ...]]
 Asked = bool | Literal["auto"]
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @dataclass
@@ -120,7 +120,7 @@ def obstacle(asked: Asked, score: Score, device: torch.device, backend: str) -> 
     if any(module.training for module in modules):
         return "the network is in training mode, in which a call may change it (net.eval(), or graph=True)"
     hooked = any(getattr(module, name, None) for module in modules for name in HOOKS)
-    if hooked or nn.modules.module._has_any_global_hook():
+    if hooked or any(getattr(nn.modules.module, f"_global{name}") for name in HOOKS):
         return "the network has hooks, which a replay does not call (graph=True allows that)"
     return None
 
