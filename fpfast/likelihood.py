@@ -38,6 +38,8 @@ from fpfast.sde import SDE, as_float64
 from fpfast.times import grid
 from fpfast.trajectory import recognise
 
+MOST_STEPS = 4000  # of "dopri5": a few hundred are many
+
 
 class Likelihood(NamedTuple):
     """log p(x) of each sample, its standard error over the probes, and how it came about."""
@@ -179,8 +181,10 @@ def adaptive(field: Field, z: Tensor, path: Path, rtol: float, atol: float) -> t
 
     ends = path.w[[0, -1]].to(z.device)
     try:
-        z, gained = odeint(right, state, ends, rtol=rtol, atol=atol, method="dopri5")
-    except AssertionError as error:  # steps that vanish, values that are not finite
+        z, gained = odeint(
+            right, state, ends, rtol=rtol, atol=atol, method="dopri5", options={"max_num_steps": MOST_STEPS}
+        )
+    except AssertionError as error:  # steps that vanish, or are too many, values that are not finite
         raise RuntimeError(f"solver 'dopri5': {error}; take 'rk4', or larger rtol and atol") from error
     return z[-1], gained[-1]
 
@@ -238,7 +242,8 @@ def log_likelihood(
             standard error, which needs two, is that of log p. With K probes, log p is within ``value +- q error`` by
             Student's t with K - 1 degrees of freedom, if the estimates are about normal.
         distribution: of the probes, "rademacher" (which has the smaller errors) or "normal".
-        rtol, atol: of "dopri5". Its steps suit a whole batch, so the last digits depend on the batch size.
+        rtol, atol: of "dopri5". Its steps suit a whole batch, so the last digits depend on the batch size. Below what
+            the network's own rounding allows there would be no end of steps; after 4,000 it is a RuntimeError.
         seed: an integer in [0, 2^64), a torch.Generator, None (torch's default generator), or one integer per sample.
             Probe k is draw k of the stream "probes".
         first_sample: number of the first sample: those of x[k:] with first_sample = k have the probes they have in x.

@@ -103,6 +103,10 @@ def reports(build: Build, tree: Path, environment: dict[str, str]) -> bool:
     compiler = {"gcc": "g++", "clang": "clang++"}[build.compiler]
     options = ["-O0", "-fopenmp", "-shared", "-fPIC", *build.flags.split()]
     subprocess.run([compiler, *options, str(source), "-o", str(library)], check=True)
+    # A symbolizer would outlive the process, and hold the pipe that its report is read from.
+    environment = {
+        k: f"{v}:symbolize=0" if k in ("ASAN_OPTIONS", "TSAN_OPTIONS") else v for k, v in environment.items()
+    }
     call = f"import ctypes, torch; ctypes.CDLL({str(library)!r}).planted()"
     found = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True, env=environment)
     return found.returncode != 0 and "Sanitizer" in found.stderr

@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn.datasets import load_digits
 
 import fpfast
-from fpfast import network
+from fpfast import likelihood, network
 from fpfast.divergence import ESTIMATORS
 from fpfast.likelihood import ODE_SOLVERS
 from fpfast.sde import SDES
@@ -95,6 +95,13 @@ def test_dopri5_keeps_its_tolerance():
     # Only the ends of the grid count, which may end elsewhere than at t_min.
     early = found(mixture().score(sde), x, solver="dopri5", times=[1.0, 0.3], rtol=1e-7, atol=1e-7)
     torch.testing.assert_close(true_prior(early, mixture(), sde), mixture().log_prob(x, sde, 0.3), rtol=0, atol=5e-5)
+
+
+def test_dopri5_comes_to_an_end(monkeypatch):
+    """Tolerances that the rounding of a network in float32 does not allow."""
+    monkeypatch.setattr(likelihood, "MOST_STEPS", 20)
+    with pytest.raises(RuntimeError, match=r"solver 'dopri5': max_num_steps exceeded .*; take 'rk4', or larger rtol"):
+        found(mixture().score(fpfast.VP()), torch.ones(4, 2), solver="dopri5", rtol=1e-12, atol=1e-12)
 
 
 def test_dopri5_without_torchdiffeq_names_the_command(monkeypatch):
