@@ -22,7 +22,7 @@ if backends.NATIVE_ERROR is None:
     LEVELS = _native.levels()
 
 settings.register_profile("short", derandomize=True)
-settings.register_profile("long", max_examples=1500)  # pytest --hypothesis-profile=long tests/test_fuzz.py
+settings.register_profile("long", max_examples=1500)  # pytest --hypothesis-profile=long tests/test_fuzz*.py
 settings.load_profile("short")
 
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # they share the processors
