@@ -243,7 +243,7 @@ def log_likelihood(
             Student's t with K - 1 degrees of freedom, if the estimates are about normal.
         distribution: of the probes, "rademacher" (which has the smaller errors) or "normal".
         rtol, atol: of "dopri5". Its steps suit a whole batch, so the last digits depend on the batch size. Below what
-            the network's own rounding allows there would be no end of steps; after 4,000 it is a RuntimeError.
+            the network's own rounding allows steps become tiny; after 4,000 it is a RuntimeError.
         seed: an integer in [0, 2^64), a torch.Generator, None (torch's default generator), or one integer per sample.
             Probe k is draw k of the stream "probes".
         first_sample: number of the first sample: those of x[k:] with first_sample = k have the probes they have in x.
