@@ -363,10 +363,10 @@ def divergence(
     Raises ValueError for arguments out of range, RuntimeError where a named estimator cannot differentiate the network.
     """
     at = Points(score, x, t, flag("create_graph", create_graph), h)
-    name = estimator
-    if estimator == "auto":
+    name = key("estimator", estimator, ("auto", *ESTIMATORS))
+    if name == "auto":
         name = "exact" if at.dimension <= EXACT_DIVERGENCE else "hutchinson"
         if not isinstance(score.net, Fused) and not at.differentiable:
             name = "finite_difference"
-    drawn = make_probes(key("estimator", name, ("auto", *ESTIMATORS)), at, probes, seed, distribution)
+    drawn = make_probes(name, at, probes, seed, distribution)
     return average(name, ESTIMATORS[name].divergence(at, drawn))

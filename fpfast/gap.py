@@ -52,8 +52,8 @@ def _truth(data: str | Tensor, n: int, seed: int) -> tuple[Tensor, Tensor]:
             raise bad("data", "a name of two-dimensional samples", repr(data))
         return fresh, truth
     given = tensor("data", data, "a name, or samples (n, 2)")
-    if given.ndim != 2 or given.shape[1] != 2 or len(given) < 3 or not given.is_floating_point():
-        raise bad("data", "a name, or three or more two-dimensional samples (n, 2), floating-point", brief(given))
+    if given.ndim != 2 or given.shape[1] != 2 or len(given) < 3 or given.dtype == torch.bool:
+        raise bad("data", "a name, or three or more two-dimensional samples (n, 2)", brief(given))
     given = given[torch.randperm(len(given), generator=torch.Generator().manual_seed(seed))]
     held = min(n, len(given) // 3)
     return given[:held], given[held:]

@@ -275,6 +275,7 @@ def log_likelihood(
     tableau = ODE_SOLVERS[key("solver", solver, ODE_SOLVERS)]
     probes = integer("probes", probes, ESTIMATORS[key("estimator", estimator, ESTIMATORS)].fewest)
     key("distribution", distribution, DISTRIBUTIONS)
+    flag("progress", progress)
     tiny = torch.finfo(torch.float64).tiny
     rtol, atol = (real(name, value, "a positive number", tiny) for name, value in (("rtol", rtol), ("atol", atol)))
     first_sample = integer("first_sample", first_sample, 0, 2**48 - len(x))
@@ -290,7 +291,7 @@ def log_likelihood(
     if estimator == "exact" and device.type == "cpu" and math.prod(x.shape[1:]) <= EXACT_DIVERGENCE:
         score = _recognised(score, tuple(x.shape), dtype)
     held = score.net.held() if isinstance(score.net, Fused) else contextlib.nullcontext()
-    with Bar(total=total, desc="likelihood", unit="evaluation", disable=not flag("progress", progress)) as bar, held:
+    with Bar(total=total, desc="likelihood", unit="evaluation", disable=not progress) as bar, held:
         for start in starts:
             part = slice(start, min(start + batch_size, len(x)))
             state = x[part].detach().to(device=device, dtype=dtype, copy=True).contiguous()

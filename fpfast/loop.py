@@ -148,7 +148,7 @@ class Loop:
         if self.mix is None:
             return outputs
         conditional, unconditional = (y.to(x.dtype) for y in outputs)
-        return (ops.combine(conditional, [unconditional], self.mix, backend=self.backend),)
+        return (ops.combined([conditional, unconditional], self.mix, None, self.backend),)
 
     def _direct(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         """:meth:`Score.outputs` for the usual network, by the fewest calls: small steps are made of these."""

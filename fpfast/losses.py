@@ -159,8 +159,7 @@ def fp_regulariser(
     Raises ValueError for arguments out of range, RuntimeError where a named estimator cannot differentiate the network.
     """
     weight = WEIGHTINGS[key("weighting", weighting, WEIGHTINGS)]
-    if not 0 < real("fraction", fraction, "a number in (0, 1]") <= 1:
-        raise bad("fraction", "a number in (0, 1]", fraction)
+    fraction = real("fraction", fraction, "a number in (0, 1]", torch.finfo(torch.float64).tiny, 1)
     if not dense(x) or len(x) == 0:
         raise bad("x", "at least one point", brief(x))
     count = max(1, round(fraction * len(x)))

@@ -48,7 +48,7 @@ def describe(score: Score) -> dict[str, Any]:
 def write(path: str | Path, score: Score) -> None:
     """Writes a score to a ``.safetensors`` file, whole or not at all."""
     instance("score", score, Score, "fpfast.Score(net, sde, predicts=...)")
-    path = as_path("path", path)
+    path = as_path("file", path)
     if path.suffix != ".safetensors" or not path.parent.is_dir():
         raise bad("file", "a name that ends in .safetensors, in a folder that exists", repr(str(path)))
     described = json.dumps(describe(score))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fpfast import backends
-from fpfast.errors import bad, key, sizes
+from fpfast.errors import bad, instance, key, sizes
 from fpfast.reference import KINDS, Key
 from fpfast.vmap import by_slices, refuse_forward_mode
 
@@ -185,6 +185,7 @@ def _checked_noise(
     kind: str, seed: Tensor, shape: Sequence[int], first_sample: int, stream: int, draw: int, backend: str
 ) -> str:
     key("kind", kind, KINDS)
+    instance("seed", seed, Tensor, "a tensor")
     _check_noise(sizes("shape", shape, 0)[0], seed, first_sample, stream, draw)
     return backends.pick(backend, seed.device.type, torch.float32)
 
@@ -281,5 +282,6 @@ def noise(
     kind: str, seed: Tensor, shape: Sequence[int], *, first_sample: int, stream: int, draw: int, backend: str = "auto"
 ) -> Tensor:
     """float32 values of ``kind`` ("normal", "uniform" or "rademacher") on the device of ``seed``."""
+    shape = sizes("shape", shape, 0)
     backend = _checked_noise(kind, seed, shape, first_sample, stream, draw, backend)
     return torch.ops.fpfast.noise(seed, list(shape), first_sample, stream, draw, kind, backend)

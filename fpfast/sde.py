@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fpfast import noise
-from fpfast.errors import bad, brief, dense, floating, key, real, tensor, unknown
+from fpfast.errors import bad, brief, dense, key, real, tensor, unknown
 
 Time = float | Tensor
 
@@ -78,7 +78,7 @@ class SDE(ABC):
         if not dense(x) or not x.is_floating_point():
             raise bad("x", "a floating-point tensor (B, ...)", brief(x))
         a = self.a(t).to(x.device)
-        if a.ndim and a.shape != x.shape[:1]:
+        if a.shape not in ((), (1,), x.shape[:1]):
             raise bad("t", f"a number or shape ({x.shape[0]},)", tuple(a.shape))
         return per_sample(a, x) * x
 
@@ -97,7 +97,8 @@ class SDE(ABC):
         backend: str = "auto",
     ) -> Tensor:
         """Samples of the prior at T, of the given shape (samples, ...). Noise: stream "prior", draw 0."""
-        floating("dtype", dtype)
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
+            raise bad("dtype", "a floating-point dtype of 16 bits or more", dtype)
         z = noise.normal(seed, shape, first_sample=first_sample, stream="prior", device=device, backend=backend)
         return z.to(dtype).mul_(self.prior_std)
 

@@ -98,7 +98,7 @@ def sample_to_folder(
     for name in REFUSED:
         if name in options:
             raise bad(name, "nothing: samples go to files", repr(options[name]))
-    seed = integer("seed", seed, 0, 2**64 - 1)
+    seed, progress = integer("seed", seed, 0, 2**64 - 1), flag("progress", progress)
     first_sample = integer("first_sample", first_sample, 0, 2**48 - shape[0])
     described = _described(score, options)
     bytes_each = max(1, torch.Size(shape[1:]).numel()) * options.get("dtype", torch.float32).itemsize
@@ -115,7 +115,7 @@ def sample_to_folder(
             _claim(folder, run)
         processes.wait()
         mine = [starts[k] for k in processes.share(len(starts))]
-        with Bar(total=len(mine), desc="sampling", unit="file", disable=not flag("progress", progress)) as bar:
+        with Bar(total=len(mine), desc="sampling", unit="file", disable=not progress) as bar:
             for start in mine:
                 path, count = _path(folder, first_sample + start), min(size, shape[0] - start)
                 found = _read(path, run, first_sample + start, (count, *shape[1:]))

@@ -149,7 +149,10 @@ def make_table(*stages: tuple[Stage, Tensor, Moments], skip: Tensor | None = Non
     """
     if not stages:
         raise bad("stages", "one or more", "none")
-    for stage, row, moments in stages:
+    for given in stages:
+        if not isinstance(given, tuple) or len(given) != 3:
+            raise bad("stages", "triples of a stage, its rows and its moments", type(given).__name__)
+        stage, row, moments = given
         instance("stages", stage, Stage, "a fpfast.solvers.Stage first")
         instance("stages", moments, Moments, "fpfast.solvers.Moments last")
         if not dense(row) or row.shape != (len(stages[0][1]), 5):

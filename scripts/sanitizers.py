@@ -1,7 +1,7 @@
 """Builds the native module under a sanitizer and runs tests or fuzzers with it:
 
     python scripts/sanitizers.py address              AddressSanitizer and UBSan, the native tests
-    python scripts/sanitizers.py thread               ThreadSanitizer, the tests of threads and of the engines
+    python scripts/sanitizers.py thread               ThreadSanitizer, the same tests
     python scripts/sanitizers.py fuzzer engine residual -max_total_time=120    the first, targets of scripts/fuzz.py
 
 Works on a copy of the source tree, build/sanitizer-*; CUDA parts are left out. Before the tests a fault is planted,
@@ -109,7 +109,7 @@ def reports(build: Build, tree: Path, environment: dict[str, str]) -> bool:
     }
     call = f"import ctypes, torch; ctypes.CDLL({str(library)!r}).planted()"
     found = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True, env=environment)
-    return found.returncode != 0 and "Sanitizer" in found.stderr
+    return found.returncode != 0 and "Sanitizer" in found.stderr and library.name in found.stderr
 
 
 def main() -> None:

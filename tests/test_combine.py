@@ -133,7 +133,7 @@ def test_ops_check_what_they_are_given_themselves():
             (right, torch.ones(5), seed, "cuda"),
             (right, torch.ones(5), seed, "nothing"),
         ):
-            with pytest.raises((ValueError, RuntimeError)):
+            with pytest.raises((ValueError, RuntimeError), match=r"^(ys|ys\[0\]|coef|seed|backend): "):
                 op(x, ys, coef, key, 0, 1, 2, backend)
     with pytest.raises(ValueError, match="memory"):
         torch.ops.fpfast.combine_(x, [x], torch.ones(5), None, 0, 1, 2, "auto")
@@ -145,7 +145,7 @@ def test_ops_check_what_they_are_given_themselves():
         (seed, [3, 4], 0, 1, 2, "cauchy", "auto"),
         (seed, [3, 4], 0, 1, 2, "normal", "cuda"),
     ):
-        with pytest.raises((ValueError, RuntimeError)):
+        with pytest.raises((ValueError, RuntimeError), match=r"^(seed|shape|first_sample|kind|backend): "):
             torch.ops.fpfast.noise(*arguments)
 
 

@@ -450,3 +450,22 @@ def test_more_that_is_refused():
     scheduler.set_timesteps(4)
     with pytest.raises(ValueError, match="sample: expected a floating-point tensor"):
         scheduler.step(X.long(), scheduler.timesteps[0], X.long())
+
+
+def test_a_level_set_in_the_configuration_later_is_taken():
+    made = FPFastScheduler(solver="exponential")
+    made.register_to_config(noise=1.0)
+    made.set_timesteps(4)
+    sample, output = torch.randn(3, 2), torch.randn(3, 2)
+    other = FPFastScheduler(solver="exponential", noise=1.0)
+    other.set_timesteps(4)
+    steps = (
+        one.step(output, one.timesteps[0], sample, generator=torch.Generator().manual_seed(3)).prev_sample
+        for one in (made, other)
+    )
+    assert torch.equal(*steps)
+
+
+def test_a_shift_that_is_not_used_may_be_none():
+    FPFastScheduler(shift=None).set_timesteps(3)
+    FPFastScheduler(shift=None, flow_shift=3.0, prediction_type="flow_prediction").set_timesteps(3)

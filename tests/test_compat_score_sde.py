@@ -209,3 +209,23 @@ def test_an_ode_that_cannot_be_solved():
         sampler(model)
     with pytest.raises(ValueError, match=r"eps: expected a time in \(0, 1\.0\)"):
         score_sde.get_ode_sampler(VPSDE(), (4, 2), lambda x: x, eps=1.0, device="cpu")
+
+
+def test_what_is_not_used_is_not_looked_at():
+    """Numbers of steps of no corrector; a table that is longer than an N that was lowered later."""
+    sampler = score_sde.get_pc_sampler(
+        VESDE(), (4, 2), "euler_maruyama", "none", lambda x: x, 0.16, n_steps=0, device="cpu"
+    )
+    assert sampler(lambda x, sigma: -x)[0].shape == (4, 2)
+    sde = VPSDE()
+    sde.N = 30
+    sampler = score_sde.get_pc_sampler(
+        sde, (4, 2), "euler_maruyama", "none", lambda x: x, 0.16, continuous=False, device="cpu"
+    )
+    assert sampler(lambda x, labels: -x)[0].shape == (4, 2)
+
+
+def test_a_start_of_16_bits():
+    sampler = score_sde.get_ode_sampler(VPSDE(), (4, 2), lambda x: x, device="cpu")
+    z = torch.randn(4, 2).bfloat16()
+    assert torch.equal(sampler(lambda x, t: -x, z)[0], sampler(lambda x, t: -x, z.float())[0])

@@ -385,9 +385,9 @@ def complaint(case: Case, arguments: dict[str, Any]) -> str | None:
         try:
             found = case.call(**arguments)
         except REFUSALS as error:
-            begins = any(re.match(rf"{re.escape(one)}(?!\w).*: ", str(error), re.DOTALL) for one in case.named)
+            begins = re.match(r"(\w+)([-.]\w+|\[\w+\])*(, [\w.]+)*( '\w+'| \d+)?: ", str(error))
             known = any(words in str(error) for words in ALLOWED)
-            if not begins and not known and not isinstance(error, fused.Unsupported):
+            if not (begins and begins[1] in case.named) and not known and not isinstance(error, fused.Unsupported):
                 return f"{type(error).__name__}: {error}"
         except MemoryError:
             pass
@@ -396,7 +396,8 @@ def complaint(case: Case, arguments: dict[str, Any]) -> str | None:
     for key, value in arguments.items():
         if not unchanged(value, before[key]) and key != case.changes:
             return f"{key} was changed"
-    if case.finite and not said and all(ordinary(value) for key, value in arguments.items() if key not in NUMBERED):
+    warned = any(issubclass(one.category, RuntimeWarning) for one in said)
+    if case.finite and not warned and all(ordinary(value) for key, value in arguments.items() if key not in NUMBERED):
         for x in results(found):
             if x.dtype.is_floating_point and not bool(x.isfinite().all()):
                 return "NaN or infinity, and no warning"

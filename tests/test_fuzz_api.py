@@ -17,7 +17,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_fuzz import CASES as OTHERS
 from test_fuzz import FIELD, SDES, Case, Image, calls, choice, complaint, network, scores, tensors
 from torch import nn
 
@@ -639,10 +638,6 @@ SCHEDULER = {
         by_scheduler("scale_model_input"), "scheduler sample", "timestep", even="scheduler", **STEP
     ),
 }
-
-
-def test_the_names_differ():
-    assert not {*CASES, *SCHEDULER} & {*OTHERS}
 
 
 @pytest.mark.parametrize("name", [*CASES, *(pytest.param(name, marks=needs_diffusers) for name in SCHEDULER)])

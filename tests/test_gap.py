@@ -52,3 +52,12 @@ def test_the_order_of_the_truth_does_not_matter():
     a, b = (fpfast.gap(score, x, n=4000, steps=50, nodes=16) for x in (truth, truth[truth[:, 0].argsort()]))
     for pair in ("ODE-truth", "floor"):
         assert a.table[pair]["w2_sliced"].value == pytest.approx(b.table[pair]["w2_sliced"].value, abs=0.01)
+
+
+def test_whole_numbers_are_points():
+    points = torch.randint(-2, 3, (60, 2), generator=torch.Generator().manual_seed(1))
+    score = mixture().score(fpfast.VP())
+    found = [
+        fpfast.gap(score, data, n=20, steps=5, nodes=8).table for data in (points, points.float(), points.tolist())
+    ]
+    assert found[0] == found[1] == found[2]

@@ -274,7 +274,6 @@ def test_what_cannot_be_captured(captures):
             fpfast.sample(SCORE, (5, 4), graph=value)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_auto_waits_for_a_torch_whose_captures_may_fail(captures, monkeypatch):
     monkeypatch.setattr(graph, "SAFE", "99")
     _, info = fpfast.sample(SCORE, (3, 2), steps=9, return_info=True)
@@ -282,6 +281,7 @@ def test_auto_waits_for_a_torch_whose_captures_may_fail(captures, monkeypatch):
     both(captures, steps=9)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_without_a_gpu():
     assert reason(drift) == "the state is on cpu"
     with pytest.raises(RuntimeError, match=r"^graph: True, but no step can be captured: the state is on cpu$"):

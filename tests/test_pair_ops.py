@@ -131,7 +131,7 @@ def test_ops_check_what_they_are_given_themselves(name):
     wrong += [(place, "nothing") for place, given in enumerate(arguments) if isinstance(given, str)]
     wrong += [(place, -1) for place, given in enumerate(arguments) if isinstance(given, int)]
     for place, bad in wrong:
-        with pytest.raises((ValueError, RuntimeError)):
+        with pytest.raises((ValueError, RuntimeError), match=r"^\w+: "):  # this op's, or what would have to fit it
             op(*arguments[:place], bad, *arguments[place + 1 :])
 
 

@@ -108,3 +108,14 @@ def test_parse_makes_the_grid_of_the_paper():
     assert len(t) == 891
     torch.testing.assert_close(t[:3], torch.tensor([10, 9.9875, 9.975], dtype=torch.float64))
     torch.testing.assert_close(t[-3:], torch.tensor([0.0025, 0.00125, 0], dtype=torch.float64), atol=1e-15, rtol=0)
+
+
+def test_dtypes_and_times_that_fit():
+    sde, x = fpfast.VP(), torch.randn(3, 2)
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        assert torch.equal(sde.prior((3, 2), seed=1, dtype=dtype), sde.prior((3, 2), seed=1).to(dtype))
+    assert torch.equal(sde.drift(x, torch.tensor([0.5])), sde.drift(x, 0.5))
+    with pytest.raises(ValueError, match=r"^dtype: expected a floating-point dtype"):
+        sde.prior((3, 2), dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"^t: expected a number or shape \(3,\), got \(2,\)"):
+        sde.drift(x, torch.tensor([0.5, 0.6]))

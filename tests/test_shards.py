@@ -227,6 +227,7 @@ BAD = {
     "solver": ({"solver": "none"}, "solver: expected"),
     "first_sample": ({"first_sample": 2**48}, "first_sample: expected"),
     "dtype": ({"dtype": torch.float16}, "dtype: expected"),
+    "progress": ({"progress": 1}, "progress: expected True or False"),
 }
 
 

@@ -38,7 +38,10 @@ REFUSED: dict[str, tuple[Any, ...]] = {
 }
 REMEMBERED = 32  # plans
 GRIDS = {f"use_{name}_sigmas": name for name in LEVELS}
-FLAGS = ("clip_sample", "rescale_betas_zero_snr", "set_alpha_to_one", "use_flow_sigmas", "use_dynamic_shifting", *GRIDS)
+FLAGS = (
+    *("clip_sample", "rescale_betas_zero_snr", "set_alpha_to_one", "use_flow_sigmas", "use_dynamic_shifting"),
+    *("shift_terminal", *GRIDS),
+)
 
 
 class FPFastScheduler(SchedulerMixin, ConfigMixin):
@@ -113,12 +116,7 @@ class FPFastScheduler(SchedulerMixin, ConfigMixin):
         integer("steps_offset", steps_offset, 0, 10**7)
         for name in FLAGS:
             truth(name, self.config[name])
-        for name, value in (("flow_shift", flow_shift), ("shift", shift), ("shift_terminal", shift_terminal)):
-            if value is not None or name == "shift":
-                real(name, value)
-        self._noise = (
-            None if noise is None else real("noise", noise, "a finite level that is not negative, or None", low=0)
-        )
+        _ = self._noise
         if final_sigmas_type is not None:
             key("final_sigmas_type", final_sigmas_type, ("zero", "sigma_min"))
         if use_flow_sigmas and prediction_type != "flow_prediction":
@@ -169,6 +167,12 @@ class FPFastScheduler(SchedulerMixin, ConfigMixin):
     @property
     def begin_index(self) -> int | None:
         return self._begin
+
+    @property
+    def _noise(self) -> float | None:
+        """The configured level, checked: a configuration may be changed later."""
+        level = self.config.noise
+        return None if level is None else real("noise", level, "a finite level that is not negative, or None", low=0)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Where in ``timesteps`` a run begins whose timestep is there more than once (img2img pipelines call this)."""
@@ -425,10 +429,10 @@ def _check_pair(name: str, x: Any, noise: Any) -> None:
     """Raises ValueError unless the two, the first of which is called ``name``, can be added."""
     if not dense(x) or not x.is_floating_point():
         raise bad(name, "a floating-point tensor (samples, ...)", brief(x))
-    fits = dense(noise) and noise.device == x.device
+    fits = dense(noise) and noise.is_floating_point() and noise.device == x.device
     sizes = zip(x.shape[::-1], noise.shape[::-1], strict=False) if fits else ()
     if not fits or not all(a == b or 1 in (a, b) for a, b in sizes):
-        raise bad("noise", f"a tensor that fits shape {tuple(x.shape)} on {x.device}", brief(noise))
+        raise bad("noise", f"a floating-point tensor that fits shape {tuple(x.shape)} on {x.device}", brief(noise))
 
 
 def _seeds(generator: Generators, x: Tensor) -> Any:

@@ -39,7 +39,7 @@ Model = Callable[..., Tensor]
 Callback = Callable[[dict[str, Any]], Any]
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 Numbers = Sequence[float]  # the coefficients of (x, further operands, z)
-LARGEST = torch.finfo(torch.float32).max  # level: states at higher ones could not be held
+LARGEST = torch.finfo(torch.float32).max  # level of a state in float32, which could not be held at higher ones
 
 
 class Churn(NamedTuple):
@@ -85,7 +85,8 @@ class Run:
         if not isinstance(self.extra, Mapping) or not all(isinstance(name, str) for name in self.extra):
             raise bad("extra_args", "a dictionary of arguments by their names, or None", repr(extra_args))
         self.dtype, self.sigmas, self.levels = x.dtype, sigmas, sigmas.double().tolist()
-        if not all(0 < s <= LARGEST for s in self.levels[:-1]) or not all(0 <= s <= LARGEST for s in self.levels[-1:]):
+        most = torch.finfo(x.dtype).max if x.dtype == torch.float64 else LARGEST
+        if not all(0 < s <= most for s in self.levels[:-1]) or not all(0 <= s <= most for s in self.levels[-1:]):
             raise bad("sigmas", "positive finite levels, the last of which may be 0", self.levels)
         if descending and any(a <= b for a, b in zip(self.levels, self.levels[1:], strict=False)):
             raise bad("sigmas", "strictly descending levels", self.levels)

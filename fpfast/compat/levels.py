@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from fpfast.errors import bad, integer, key, real
+from fpfast.errors import bad, integer, key, real, tensor
 from fpfast.times import KARRAS_RHO
 
 Levels = NDArray[np.float64]
@@ -44,7 +44,7 @@ def training_betas(config: Any) -> torch.Tensor:
         if betas.shape != (count,):
             raise bad("trained_betas", expected, tuple(betas.shape))
     else:
-        ends = (real(name, config[name], "a number in (0, 1)", low=0) for name in ("beta_start", "beta_end"))
+        ends = (real(name, config[name], "a number in (0, 1)", 0, 1) for name in ("beta_start", "beta_end"))
         betas = BETAS[key("beta_schedule", config.beta_schedule, BETAS)](count, *ends)
     if not bool(((betas > 0) & (betas < 1)).all()):
         raise bad("betas", "numbers in (0, 1)", f"[{float(betas.min())}, {float(betas.max())}]")
@@ -164,6 +164,11 @@ def numbers(name: str, values: Sequence[float] | torch.Tensor | Levels) -> Level
 def _array(name: str, values: Any, expected: str) -> Levels:
     """A copy, as an array of any kind is taken, of any strides."""
     try:
-        return np.array(values.detach().cpu() if isinstance(values, torch.Tensor) else values, dtype=np.float64)
+        if isinstance(values, torch.Tensor):
+            return tensor(name, values, expected, dtype=torch.float64).detach().cpu().numpy().copy()
+        found = np.asarray(values)
+        if found.dtype.kind in "cSU":
+            raise TypeError(found.dtype)
+        return found.astype(np.float64)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise bad(name, expected, repr(values)) from error

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
 
+import numpy as np
 import torch
 from scipy import integrate
 from torch import Tensor
@@ -118,7 +119,7 @@ def get_pc_sampler(
     with a probability flow or a sub-VP SDE, which they do not have either.
     """
     ours, n = _sde(sde), _count(sde)
-    shape, n_steps = sizes("shape", shape, 1), integer("n_steps", n_steps, 1, MOST)
+    shape = sizes("shape", shape, 1)
     function("inverse_scaler", inverse_scaler, "a function of samples")
     probability_flow, denoise = truth("probability_flow", probability_flow), truth("denoise", denoise)
     continuous = truth("continuous", continuous)
@@ -126,6 +127,7 @@ def get_pc_sampler(
     correct = _name("corrector", corrector, CORRECTORS)
     if step == "ancestral_sampling" and (probability_flow or isinstance(ours, SubVP)):
         raise bad("predictor", "'reverse_diffusion' or 'euler_maruyama' with this SDE", repr(step))
+    n_steps = integer("n_steps", n_steps, int(correct != "none"), MOST)  # without a corrector it is only counted
     corrections = n_steps if correct != "none" else 0
     if step == correct == "none":
         raise bad("predictor, corrector", "one of them", "neither")
@@ -176,7 +178,7 @@ def get_ode_sampler(
         score, where = _score(sde, ours, model, continuous), usable("device", device)
         if z is not None and not (dense(z) and z.shape == shape and z.is_floating_point() and bool(z.isfinite().all())):
             raise bad("z", f"finite floating-point values of shape {shape}", brief(z))
-        start = ours.prior(shape, device=where) if z is None else z.detach()
+        start = ours.prior(shape, device=where) if z is None else z.detach().double()
 
         broken = False
 
@@ -184,8 +186,9 @@ def get_ode_sampler(
             nonlocal broken
             x = torch.from_numpy(flat.reshape(shape)).to(where, torch.float32)
             drift = ours.drift(x, t) - float(ours.g2(t)) / 2 * score(x, t)
-            broken = broken or not bool(drift.isfinite().all())
-            return drift.cpu().numpy().reshape(-1)
+            found = drift.cpu().numpy().reshape(-1)
+            broken = broken or not np.isfinite(found).all()
+            return found
 
         failed = f"model: the ODE could not be solved from {ours.T} to {eps}"
         flat = start.cpu().numpy().reshape(-1)
@@ -278,10 +281,10 @@ def _score(theirs: Any, sde: SDE, model: Any, continuous: bool) -> Score:
         return Score(lambda x, t: model(x, ((sde.T - t) * (n - 1)).round().long()), sde, "score")
     if continuous or isinstance(sde, SubVP):
         return Score(lambda x, t: model(x, t * 999), sde, "noise")
-    n, name = _count(theirs), "sde.sqrt_1m_alphas_cumprod"
-    stds = tensor(name, getattr(theirs, name[4:], None), f"{n} numbers", dtype=torch.float32)
-    if stds.shape != (n,):
-        raise bad(name, f"{n} numbers", brief(stds))
+    n, name = _count(theirs), "sqrt_1m_alphas_cumprod"
+    stds = tensor(f"sde.{name}", getattr(theirs, name, None), f"{n} numbers or more", dtype=torch.float32)
+    if stds.ndim != 1 or len(stds) < n:
+        raise bad(f"sde.{name}", f"{n} numbers or more", brief(stds))
 
     def discrete(x: Tensor, t: Tensor) -> Tensor:
         labels = t * (n - 1)
