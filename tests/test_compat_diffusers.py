@@ -295,7 +295,7 @@ def test_configurations(kind):
         ({"use_karras_sigmas": True, "use_beta_sigmas": True}, r"at most one of them"),
         ({"use_flow_sigmas": True}, r"prediction_type: expected 'flow_prediction' with use_flow_sigmas"),
         ({"trained_betas": [0.1, 0.2]}, r"trained_betas: expected 1000 numbers"),
-        ({"beta_end": 1.5}, r"betas: expected numbers in \(0, 1\)"),
+        ({"beta_end": 1.5}, r"beta_end: expected a number in \(0, 1\)"),
     ],
     ids=str,
 )
