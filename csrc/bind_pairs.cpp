@@ -31,9 +31,12 @@ Probed make_probed(const std::string& op, const Addresses& given, int kind, uint
   const bool pair = op == "pair", defect = op == "defect", product = op == "product", dot = op == "probe_dot",
              times = op == "probe_times";
   require(pair || defect || product || dot || times, "op: expected the name of one");
-  if (samples == 0 || elements == 0) return run;
-  require(run.out && (run.x || times) && (run.coef || dot) && (run.y || dot || times) && (run.norms || !defect) &&
-              (run.z || !product) && (run.noise.seeds || defect || product),
+  if (samples == 0) return run;
+  // Samples without elements have sums too.
+  require((run.norms || !defect) && (run.out || !(product || dot)), "a pointer is null");
+  if (elements == 0) return run;
+  require(run.out && (run.x || times) && (run.coef || dot) && (run.y || dot || times) && (run.z || !product) &&
+              (run.noise.seeds || defect || product),
           "a pointer is null");
   return run;
 }
@@ -49,8 +52,8 @@ void cpu_probed(const std::string& level, const std::string& op, const Addresses
                       : op == "product"   ? kernels.product
                       : op == "probe_dot" ? kernels.probe_dot
                                           : kernels.probe_times;
-  py::gil_scoped_release release;
-  kernel(run, threads < 1 ? 1 : threads);
+  in_parts(samples, part_elements / std::max<int64_t>(elements, 1),
+           [&](int64_t first, int64_t count) { kernel(run, {first, first + count}, threads < 1 ? 1 : threads); });
 }
 
 #ifdef FPFAST_CUDA

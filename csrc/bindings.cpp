@@ -76,8 +76,6 @@ Noise noise_from(Noise noise, int64_t first) {
 
 namespace {
 
-constexpr int64_t part_elements = int64_t(1) << 25;  // a tenth of a second, on one thread and the lowest level too
-
 std::vector<std::string> level_names() {
   std::vector<std::string> names;
   for (const Level& one : levels())

@@ -23,6 +23,9 @@ Noise make_noise(uintptr_t seeds, bool per_sample, int64_t first_sample, int str
 // That of the samples from `first` on.
 Noise noise_from(Noise noise, int64_t first);
 
+// Of one call of a kernel without a network: a tenth of a second, on one thread and the lowest level too.
+constexpr int64_t part_elements = int64_t(1) << 25;
+
 // Runs run(first, count) on all samples without Python's lock, `most` at a time: in between signals are looked at, so
 // that Ctrl-C, which raises KeyboardInterrupt from here, waits for a part alone.
 template <class Run>

@@ -17,11 +17,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from fpfast.recognise import HOOKS
 from fpfast.score import Score
 
 WARM_UP = 1  # steps of a kind that run as they are first: what a first call sets up must not be captured
 SAFE = "2.13"  # torch before it takes a capture that failed for one that goes on
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 LEAST = 3  # replays that pay for a capture
 
 Slots = dict[str, tuple[Tensor, ...]]

@@ -79,6 +79,27 @@ def test_threads_do_not_change_bits(threads):
         assert all(map(same_bits, found[0], other))
 
 
+@native
+def test_parts_of_large_calls_are_one_result():
+    """Beyond 2^25 elements a call goes on in parts, after which signals are looked at: four samples and one here."""
+    x = noise.normal(0, (5, 1 << 23))
+    two, seed = torch.tensor([[0.5, 2.0]] * 5) * torch.arange(1, 6)[:, None], torch.tensor(3)
+    three = torch.cat((two, two[:, :1]), 1)
+
+    def run(start, stop):
+        some, numbers = x[start:stop], two[start:stop]
+        pair = pair_ops.pair(some, some, three[start:stop], seed=seed, first_sample=start)
+        other = pair_ops.pair(some, some, three[start:stop], seed=seed, first_sample=start, draw=1)
+        r, norm = pair_ops.defect(some, pair, numbers)
+        product = pair_ops.defect_product(some, pair, other, numbers)
+        dot = pair_ops.probe_dot(some, seed=seed, first_sample=start)
+        return [*pair[:, :, -1000:], r, norm, product, dot]
+
+    whole = run(0, 5)
+    for start, stop in [(0, 2), (2, 5)]:
+        assert all(same_bits(a[start:stop], b) for a, b in zip(whole, run(start, stop), strict=True))
+
+
 def test_the_pair_is_two_reverse_steps():
     """(1 - h a) x + h g^2 s +- g sqrt(h) v, v the probe that noise.rademacher gives for the key."""
     x, y, _, _, coef, _ = inputs((6, 5))

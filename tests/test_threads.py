@@ -14,6 +14,7 @@ from conftest import native
 import fpfast
 from fpfast import losses
 from fpfast.network import MLP
+from fpfast.reference import Key
 
 
 def score(potential=False):
@@ -190,3 +191,24 @@ def test_ctrl_c_is_answered_within_a_second(tmp_path, call):
         if waited[-1] < 1:
             break
     assert min(waited) < 1
+
+
+@native
+def test_signals_are_looked_at_within_a_call_that_makes_probes():
+    from fpfast.native import Cpu
+
+    out, coef = torch.zeros(3 << 12, 1 << 13), torch.ones(3 << 12)  # three parts
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
+        with pytest.raises(KeyboardInterrupt):
+            Cpu("baseline").probe_times(out, coef, "normal", Key(torch.tensor(0), 0, 0, 0))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert out[0].any()
+    assert not out[-1].any()

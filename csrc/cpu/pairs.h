@@ -9,13 +9,13 @@ namespace {
 // f(sample, from, to, z) for each stretch of a sample's elements, z the probe there; all stretches of a sample in their
 // order, in one thread.
 template <Kind kind, class F>
-void over_probes(const Probed& op, int threads, const F& f) {
+void over_probes(const Probed& op, Part part, int threads, const F& f) {
   const int64_t groups = groups_per_sample(op.elements), together = std::max<int64_t>(1, block_groups / groups);
-  const int64_t units = (op.samples + together - 1) / together;
-#pragma omp parallel for num_threads(threads) schedule(static) if (op.samples * op.elements >= serial_below)
+  const int64_t units = (part.stop - part.start + together - 1) / together;
+#pragma omp parallel for num_threads(threads) schedule(static) if (part.elements(op) >= serial_below)
   for (int64_t unit = 0; unit < units; ++unit) {
     alignas(64) float z[block_elements];
-    const int64_t first = unit * together, last = std::min(op.samples, first + together);
+    const int64_t first = part.start + unit * together, last = std::min(part.stop, first + together);
     for (int64_t q = first * groups; q < last * groups; q += block_groups) {
       const int64_t count = std::min(block_groups, last * groups - q);
       noise_block<kind>(z, op.noise, q, count, op.samples, op.elements);
@@ -31,18 +31,18 @@ void over_probes(const Probed& op, int threads, const F& f) {
 }
 
 template <class F>
-void over_probes(const Probed& op, int threads, const F& f) {
-  if (op.samples == 0 || op.elements == 0) return;
+void over_probes(const Probed& op, Part part, int threads, const F& f) {
+  if (part.elements(op) == 0) return;
   switch (op.kind) {
-    case Kind::normal: return over_probes<Kind::normal>(op, threads, f);
-    case Kind::uniform: return over_probes<Kind::uniform>(op, threads, f);
-    case Kind::rademacher: return over_probes<Kind::rademacher>(op, threads, f);
+    case Kind::normal: return over_probes<Kind::normal>(op, part, threads, f);
+    case Kind::uniform: return over_probes<Kind::uniform>(op, part, threads, f);
+    case Kind::rademacher: return over_probes<Kind::rademacher>(op, part, threads, f);
   }
 }
 
-void pair(const Probed& op, int threads) {
+void pair(const Probed& op, Part part, int threads) {
   float *const plus = op.out, *const minus = op.out + op.samples * op.elements;
-  over_probes(op, threads, [&](int64_t sample, int64_t from, int64_t to, const float* z) {
+  over_probes(op, part, threads, [&](int64_t sample, int64_t from, int64_t to, const float* z) {
     const float *const c = op.coef + 3 * sample, c0 = c[0], c1 = c[1], cz = c[2];
 #pragma GCC ivdep
     for (int64_t i = from; i < to; ++i) {
@@ -75,10 +75,10 @@ FPFAST_FN float defect_at(float x, float plus, float minus, float c0, float c1) 
   return (x - (plus + minus) * 0.5f) * c1 + c0 * x;
 }
 
-void defect(const Probed& op, int threads) {
+void defect(const Probed& op, Part part, int threads) {
   const int64_t n = op.elements;
-#pragma omp parallel for num_threads(threads) schedule(static) if (op.samples * n >= serial_below)
-  for (int64_t sample = 0; sample < op.samples; ++sample) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (part.elements(op) >= serial_below)
+  for (int64_t sample = part.start; sample < part.stop; ++sample) {
     const float c0 = op.coef[2 * sample], c1 = op.coef[2 * sample + 1];
     const float *const x = op.x + sample * n, *const plus = op.y + sample * n, *const minus = plus + op.samples * n;
     float* const out = op.out + sample * n;
@@ -90,10 +90,10 @@ void defect(const Probed& op, int threads) {
   }
 }
 
-void product(const Probed& op, int threads) {
+void product(const Probed& op, Part part, int threads) {
   const int64_t n = op.elements, other = op.samples * n;
-#pragma omp parallel for num_threads(threads) schedule(static) if (op.samples * n >= serial_below)
-  for (int64_t sample = 0; sample < op.samples; ++sample) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (part.elements(op) >= serial_below)
+  for (int64_t sample = part.start; sample < part.stop; ++sample) {
     const float c0 = op.coef[2 * sample], c1 = op.coef[2 * sample + 1];
     const float *const x = op.x + sample * n, *const y = op.y + sample * n, *const z = op.z + sample * n;
     op.out[sample] = float(sum_of(n, [=](int64_t i) __attribute__((always_inline)) {
@@ -102,16 +102,16 @@ void product(const Probed& op, int threads) {
   }
 }
 
-void probe_dot(const Probed& op, int threads) {
-  std::fill_n(op.out, op.samples, 0.0f);
-  over_probes(op, threads, [&](int64_t sample, int64_t from, int64_t to, const float* z) {
+void probe_dot(const Probed& op, Part part, int threads) {
+  std::fill(op.out + part.start, op.out + part.stop, 0.0f);
+  over_probes(op, part, threads, [&](int64_t sample, int64_t from, int64_t to, const float* z) {
     const float* const x = op.x + from;
     op.out[sample] += float(sum_of(to - from, [=](int64_t i) __attribute__((always_inline)) { return x[i] * z[i]; }));
   });
 }
 
-void probe_times(const Probed& op, int threads) {
-  over_probes(op, threads, [&](int64_t sample, int64_t from, int64_t to, const float* z) {
+void probe_times(const Probed& op, Part part, int threads) {
+  over_probes(op, part, threads, [&](int64_t sample, int64_t from, int64_t to, const float* z) {
     for (int64_t i = from; i < to; ++i) op.out[i] = op.coef[sample] * z[i - from];
   });
 }
