@@ -312,6 +312,9 @@ ESTIMATORS: dict[str, Estimator] = {
 }
 
 
+MOST_PROBES = 1 << 32  # the bits of a draw's number
+
+
 def average(name: str, estimates: Iterator[Tensor]) -> Estimated:
     """The mean and its standard error, by one pass over the estimates (Welford's update)."""
     mean = next(estimates)
@@ -325,7 +328,7 @@ def average(name: str, estimates: Iterator[Tensor]) -> Estimated:
 
 
 def make_probes(name: str, at: Points, probes: int, seed: noise.Seed, distribution: str) -> Probes:
-    count = integer("probes", probes, ESTIMATORS[name].fewest)
+    count = integer("probes", probes, ESTIMATORS[name].fewest, MOST_PROBES)
     seeds = noise.seed_tensor(seed, len(at.x))
     return Probes(at.x, count, seeds, key("distribution", distribution, DISTRIBUTIONS))
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from fpfast import noise
 from fpfast.backends import BACKENDS
-from fpfast.divergence import ESTIMATORS, Estimated, average, fuses
+from fpfast.divergence import ESTIMATORS, MOST_PROBES, Estimated, average, fuses
 from fpfast.errors import bad, brief, dense, flag, floating, instance, integer, key, real
 from fpfast.fused import EXACT_DIVERGENCE, Fused
 from fpfast.points import DISTRIBUTIONS, Points, Probes
@@ -273,7 +273,7 @@ def log_likelihood(
         raise bad("x", "finite values", f"{int((~x.isfinite()).sum())} that are not")
     floating("dtype", dtype)
     tableau = ODE_SOLVERS[key("solver", solver, ODE_SOLVERS)]
-    probes = integer("probes", probes, ESTIMATORS[key("estimator", estimator, ESTIMATORS)].fewest)
+    probes = integer("probes", probes, ESTIMATORS[key("estimator", estimator, ESTIMATORS)].fewest, MOST_PROBES)
     key("distribution", distribution, DISTRIBUTIONS)
     flag("progress", progress)
     tiny = torch.finfo(torch.float64).tiny

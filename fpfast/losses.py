@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fpfast import fused_residual, noise
-from fpfast.divergence import ESTIMATORS, Backward, Martingale, make_probes
+from fpfast.divergence import ESTIMATORS, MOST_PROBES, Backward, Martingale, make_probes
 from fpfast.errors import bad, brief, dense, flag, instance, integer, key, real
 from fpfast.points import DISTRIBUTIONS, Points, check_step
 from fpfast.residual import FORMS, pick
@@ -180,14 +180,16 @@ def fp_regulariser(
             raise bad("value", f"{x.dtype} of shape {tuple(whole)} as x", getattr(value, "shape", type(value).__name__))
         value = value[:count]
     check_step(score, h)
+    most = MOST_PROBES // 2  # of each of two estimates
     engine = fused_residual.serve(score, x, form, "exact" if estimator == "auto" else estimator, True)
     if engine is not None:
         given = None if weighting == "uniform" else weight
-        return engine.regulariser(x, t, given, unbiased, integer("probes", probes, 1), seeds, distribution)
+        probes = integer("probes", probes, 1, most)
+        return engine.regulariser(x, t, given, unbiased, probes, seeds, distribution)
     at = Points(score, x, score.times(x, t), True, h, value)
     name = pick(estimator, form, at)
     both = 2 if unbiased and name != "exact" else 1
-    probes = integer("probes", probes, ESTIMATORS[name].fewest)
+    probes = integer("probes", probes, ESTIMATORS[name].fewest, most)
     drawn = make_probes(name, at, both * probes, seeds, distribution)
     chosen = ESTIMATORS[name]
     if isinstance(chosen, Martingale) and form == "score" and probes == 1:

@@ -152,7 +152,14 @@ BAD = [
     (lambda s: losses.dsm(s, X.long()), "x0: expected float32 or float64"),
     (lambda s: losses.fp_regulariser(s, X[:0], 0.5), "x: expected at least one point"),
     (lambda s: losses.fp_regulariser(s, X, torch.rand(2), fraction=0.5), r"t: expected a number or shape \(3,\)"),
-    (lambda s: losses.fp_regulariser(s, X, 0.5, probes=1.5), "probes: expected an integer of at least 1, got 1.5"),
+    (
+        lambda s: losses.fp_regulariser(s, X, 0.5, probes=1.5),
+        r"probes: expected an integer in \[1, 2147483648\], got 1.5",
+    ),
+    (
+        lambda s: losses.fp_regulariser(s, X, 0.5, probes=2**63),
+        r"probes: expected an integer in \[1, 2147483648\], got 9",
+    ),
     (lambda s: losses.fp_regulariser(s, X, 0.5, seed=range(2)), "seed: expected one seed, or one for each of the 3"),
     (lambda s: losses.box((3, 2), -1.0), "half_width: expected a positive number"),
 ]

@@ -403,8 +403,9 @@ def test_probes_are_numbered():
 X = torch.randn(3, 2)
 BAD = [
     ({"estimator": "hutch"}, "estimator: expected one of 'auto', 'exact'"),
-    ({"probes": 0, "estimator": "hutchinson"}, "probes: expected an integer of at least 1, got 0"),
-    ({"probes": 2, "estimator": "hutchpp"}, "probes: expected an integer of at least 3, got 2"),
+    ({"probes": 0, "estimator": "hutchinson"}, r"probes: expected an integer in \[1, 4294967296\], got 0"),
+    ({"probes": 2**62, "estimator": "hutchinson"}, r"probes: expected an integer in \[1, 4294967296\], got 4"),
+    ({"probes": 2, "estimator": "hutchpp"}, r"probes: expected an integer in \[3, 4294967296\], got 2"),
     ({"x": torch.randn(3)}, r"x: expected float32 or float64 of shape \(B, ...\)"),
     ({"x": X.half()}, "x: expected float32 or float64"),
     ({"t": torch.rand(2)}, r"t: expected a number or shape \(3,\)"),
