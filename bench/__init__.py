@@ -1,1 +1,1 @@
-"""Benchmarks: ``python -m bench.run --suite cpu-engine`` from the root of the source tree."""
+"""Benchmarks: ``fpfast bench`` from the root of the source tree."""

@@ -1,4 +1,4 @@
-"""Whether two runs of one suite agree: ``python -m bench.compare FIRST.json SECOND.json``.
+"""Whether two runs agree: ``python -m bench.compare FIRST SECOND``, two files of one suite or two folders of some.
 
 A ratio is that of two medians; its spread goes from the least time over the greatest to the greatest over the least.
 Two runs agree in a ratio where their spreads overlap. Exits with 1 where some do not.
@@ -40,10 +40,19 @@ def apart(first: dict[Key, Ratio], second: dict[Key, Ratio]) -> list[Key]:
     return sorted(key for key in both if first[key].low > second[key].high or second[key].low > first[key].high)
 
 
-def main(paths: list[str]) -> int:
-    if len(paths) != 2:
-        sys.exit("python -m bench.compare: expected two result files")
-    results = [json.loads(Path(path).read_text()) for path in paths]
+def pairs(first: Path, second: Path) -> list[tuple[Path, Path]]:
+    """Files to be compared. Raises SystemExit where there are none, or one lacks the other."""
+    if first.is_file() and second.is_file():
+        return [(first, second)]
+    names = [{path.name for path in folder.glob("*.json")} for folder in (first, second)]
+    if not names[0] or names[0] != names[1]:
+        sys.exit("python -m bench.compare: expected two result files, or two folders of files of the same names")
+    return [(first / name, second / name) for name in sorted(names[0])]
+
+
+def compare(first_file: Path, second_file: Path) -> bool:
+    """Prints in which ratios two runs do not agree; True where there is none."""
+    results = [json.loads(path.read_text()) for path in (first_file, second_file)]
     first, second = map(ratios, results)
     for one in results:
         print(f"{one['suite']}, commit {one['commit'][:9]}, {one['date']}, {one['processor']}")
@@ -57,7 +66,14 @@ def main(paths: list[str]) -> int:
         print(f"in one run only: {key}")
     both = len(first.keys() & second.keys())
     print(f"{both - len(different)} of {both} ratios agree within their spreads")
-    return 1 if different else 0
+    return not different
+
+
+def main(paths: list[str]) -> int:
+    if len(paths) != 2:
+        sys.exit("python -m bench.compare: expected two result files or folders")
+    agree = [compare(*files) for files in pairs(*map(Path, paths))]
+    return 0 if all(agree) else 1
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Writes the README's tables of speed from the kept result files: ``python -m bench.readme``."""
+"""Writes the tables of speed from the kept result files: ``python -m bench.readme``.                          PAGES"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from statistics import median
@@ -12,6 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
+PAGES = {"README.md": ("sizes", "grid", "residual", "peers"), "docs/fused-engine.md": ("cpu-engine",)}  # and suites
 END = "<!-- end of what is made -->"
 # title -> side (of several names the one that a case has), for each suite
 PEERS: dict[str, dict[str, str | tuple[str, ...]]] = {
@@ -133,13 +134,14 @@ def put(text: str, suite: str, made: str, by: str = "bench.readme") -> str:
     return re.sub(f"{re.escape(start)}.*?{re.escape(END)}", lambda _: f"{start}{made}{END}", text, flags=re.DOTALL)
 
 
-def whole(text: str) -> str:
-    """The README with all its tables made anew."""
-    for suite in PEERS:
+def whole(text: str, suites: Iterable[str]) -> str:
+    """A page with the tables of ``suites`` made anew."""
+    for suite in suites:
         text = put(text, suite, table(json.loads((RESULTS / f"{suite}.json").read_text())))
     return text
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(whole(readme.read_text()))
+    for name, suites in PAGES.items():
+        page = ROOT / name
+        page.write_text(whole(page.read_text(), suites))

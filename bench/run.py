@@ -1,4 +1,4 @@
-"""``python -m bench.run --suite cpu-engine``: checks, times and compares, prints tables and writes a JSON file.
+"""``python -m bench.run --suite grid``: checks, times and compares, prints tables and writes a JSON file.
 
 Each number of threads has a process of its own, because XLA's pool has as many threads as the process has processors,
 once and for all. The process is confined to that many processors before it imports torch and JAX.
@@ -25,11 +25,11 @@ from bench.machine import Machine, cores, processor
 from bench.timing import Row, measure
 
 SUITES = {
-    "cpu-engine": ("authors", "small", "combine", "normal", "interleaved", "levels", "widths"),
-    "residual": ("training", "unet"),
-    "peers": ("overhead", "pipeline", "likelihood"),
     "sizes": ("sizes",),
     "grid": ("grid",),
+    "residual": ("training", "unet"),
+    "peers": ("overhead", "pipeline", "likelihood"),
+    "cpu-engine": ("authors", "small", "combine", "normal", "interleaved", "levels", "widths"),
     "gpu": (),  # bench/gpu.py
 }
 PEERS = ("diffusers", "k-diffusion", "torchsde", "torchdiffeq", "diffrax")
@@ -39,7 +39,8 @@ RESULTS = Path(__file__).with_name("results")
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__)
     parser.add_argument("--suite", choices=SUITES, required=True)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], metavar="N")
+    every = len(os.sched_getaffinity(0))
+    parser.add_argument("--threads", type=int, nargs="+", default=[every], metavar="N", help="default: all processors")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="samples of each side (default 5)")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose 'group: name' contains TEXT")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does everything run? The times say nothing")

@@ -10,15 +10,15 @@ from typing import Any
 
 from fpfast.errors import bad, key
 
-SUITES = ("cpu-engine", "residual", "peers", "sizes", "grid", "gpu")
-ON_CPU = SUITES[:-1]
+FULL = ("sizes", "grid", "residual", "peers")
+SUITES = (*FULL, "cpu-engine", "gpu")
 
 
 def add(commands: Any) -> None:
     one = commands.add_parser("bench", help="checks and times fpfast beside other packages (in its source tree)")
     one.set_defaults(run=run)
     one.add_argument(
-        "--suite", nargs="+", default=list(ON_CPU), help=f"of {', '.join(SUITES)} (default: those on CPUs)"
+        "--suite", nargs="+", default=list(FULL), help=f"of {', '.join(SUITES)} (default: {', '.join(FULL)})"
     )
     one.add_argument("--quick", action="store_true", help="tiny sizes: does everything run? The times say nothing")
     one.add_argument("--out", metavar="FOLDER", help="for the results (default: bench/results; with --quick nowhere)")
@@ -37,7 +37,6 @@ def run(args: argparse.Namespace) -> None:
         command = [sys.executable, "-m", "bench.run", "--suite", suite, *further]
         if args.quick:
             command += ["--quick", "--repeats", "2"]
-            command += ["--threads", "2"] if suite != "gpu" else []
         if args.out or args.quick:
             command += ["--out", str(Path(args.out) / f"{suite}.json") if args.out else "-"]
         if subprocess.run(command).returncode:

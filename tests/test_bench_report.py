@@ -56,6 +56,21 @@ def test_runs_that_agree_and_that_do_not(tmp_path, capsys):
     assert "apart: 2 [1.64 .. 2.44] and 3.2 [2.62 .. 3.91]" in capsys.readouterr().out
 
 
+def test_folders_of_runs(tmp_path):
+    """Each file is compared with the one of its name; both folders have to hold the same."""
+    for folder in ("one", "two", "three"):
+        (tmp_path / folder).mkdir()
+        for suite in ("a.json", "b.json"):
+            (tmp_path / folder / suite).write_text(json.dumps(results(fpfast=1e-6, jax=2e-6)))
+    (tmp_path / "three" / "b.json").write_text(json.dumps(results(fpfast=1e-6, jax=4e-6)))
+    assert compare.main([tmp_path / "one", tmp_path / "two"]) == 0
+    assert compare.main([tmp_path / "one", tmp_path / "three"]) == 1
+    (tmp_path / "two" / "b.json").unlink()
+    for pair in (("one", "two"), ("one", "none"), ("one/a.json", "two"), ("one",)):
+        with pytest.raises(SystemExit, match="expected two result files"):
+            compare.main([tmp_path / name for name in pair])
+
+
 def test_memory_of_a_run():
     if (idle := memory_of(lambda: None)) is None:
         pytest.skip("Linux does not say here what a process held at most")

@@ -240,7 +240,7 @@ def test_bench_needs_the_source_tree(capsys, monkeypatch, tmp_path):
     assert "expected to be started in fpfast's source tree, where bench/run.py is" in capsys.readouterr().err
     assert run("bench", "--suite", "cpu", "--quick") == 2
     assert (
-        "--suite: expected one of 'cpu-engine', 'residual', 'peers', 'sizes', 'grid', 'gpu', got 'cpu'"
+        "--suite: expected one of 'sizes', 'grid', 'residual', 'peers', 'cpu-engine', 'gpu', got 'cpu'"
         in capsys.readouterr().err
     )
 
@@ -253,5 +253,5 @@ def test_bench_runs_the_suites(capfd, monkeypatch):
         subprocess, "run", lambda command: started.append(command[2:]) or subprocess.CompletedProcess(command, 0)
     )
     assert run("bench", "--quick", "--suite", "peers", "residual", "--", "--only", "pipeline") == 0
-    quick = ["--only", "pipeline", "--quick", "--repeats", "2", "--threads", "2", "--out", "-"]
+    quick = ["--only", "pipeline", "--quick", "--repeats", "2", "--out", "-"]
     assert started == [["bench.run", "--suite", "peers", *quick], ["bench.run", "--suite", "residual", *quick]]

@@ -91,7 +91,7 @@ def torchdiffeq_euler(net: Network, x: Tensor, sigmas: Tensor) -> Run:
 
     @torch.no_grad()
     def run() -> Tensor:
-        return torchdiffeq.odeint(slope, x, sigmas[:-1], method="euler")[-1]
+        return torchdiffeq.odeint(slope, x, sigmas, method="euler")[-1]
 
     return run
 
@@ -102,7 +102,7 @@ def diffrax_euler(weight: Tensor, bias: Tensor, x: Tensor, sigmas: Tensor) -> Ru
     import jax
     import jax.numpy as jnp
 
-    w, b, start, steps = (jnp.asarray(value.numpy()) for value in (weight, bias, x, sigmas[:-1]))
+    w, b, start, steps = (jnp.asarray(value.numpy()) for value in (weight, bias, x, sigmas))
 
     def slope(sigma: Any, y: Any, _: Any) -> Any:
         return (y - (y @ w.T + b)) / sigma
