@@ -94,7 +94,7 @@ def gap(
     sde, sde_info = sample(score, (n, 2), noise=noise, seed=seed, return_info=True, **options)
     points = {"ode": ode, "sde": sde, "truth": truth, "fresh": fresh}
     grids = {name: histogram(x, edge=edge, nodes=nodes) for name, x in points.items()}
-    inside = {name: x[(x.abs() < edge).all(1)] for name, x in points.items()}
+    inside = {name: x[(x.abs() < grids[name].edge).all(1)] for name, x in points.items()}
     table = {}
     for pair, (a, b) in PAIRS.items():
         table[pair] = {name: metric(grids[a], grids[b]) for name, metric in METRICS.items()}

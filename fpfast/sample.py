@@ -26,7 +26,7 @@ from fpfast.solvers import SOLVERS, Plan, Solver, Table
 from fpfast.tables import checked
 from fpfast.times import grid
 from fpfast.trajectory import FusedLoop, fusible, schedule
-from fpfast.watch import ON_NONFINITE, Broken, Watch
+from fpfast.watch import ON_NONFINITE, Broken, Watch, count
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -225,7 +225,7 @@ def sample(
                 out = samples
             else:
                 out[part] = samples
-    nonfinite = broken.samples if watched else _nonfinite(out)
+    nonfinite = broken.samples if watched else count(out)
     if nonfinite:
         said = f"{nonfinite} of {shape[0]} samples {ON_NONFINITE['ignore']}"
         said = broken.says(on_nonfinite, shape[0], ends) if watched else said
@@ -307,13 +307,6 @@ def _callback_steps(chosen: Sequence[int] | None, steps: int) -> set[int]:
     except TypeError as error:
         raise bad("callback_steps", "numbers of steps", repr(chosen)) from error
     return {integer("callback_steps", step, 1, steps) for step in numbers}
-
-
-def _nonfinite(x: Tensor) -> int:
-    """Samples that hold a NaN or an infinity."""
-    if bool(x.sum().isfinite()):  # a tenth of the cost of a look at each
-        return 0
-    return int((~x.isfinite()).reshape(len(x), -1).any(1).sum())
 
 
 def _checked(

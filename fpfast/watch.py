@@ -15,6 +15,13 @@ from torch import Tensor
 ON_NONFINITE = {"ignore": "hold NaN or infinity", "freeze": "were frozen", "raise": "would hold NaN or infinity"}
 
 
+def count(x: Tensor) -> int:
+    """Samples that hold a NaN or an infinity."""
+    if bool(x.sum().isfinite()):  # a tenth of the cost of a look at each
+        return 0
+    return int((~x.isfinite()).reshape(len(x), -1).any(1).sum())
+
+
 class Watch:
     """What is known of one batch's samples."""
 

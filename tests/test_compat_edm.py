@@ -1,6 +1,7 @@
 """edm_sampler against its algorithm, written down here from the paper in float64."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -72,6 +73,16 @@ def test_own_noise():
     torch.manual_seed(0)
     assert torch.equal(first, edm_sampler(Net(), X, LABELS, S_churn=40.0))
     assert not torch.allclose(first, edm_sampler(Net(), X, LABELS, S_churn=40.0))
+
+
+def test_samples_that_are_not_finite():
+    class Broken(Net):
+        def __call__(self, *arguments):
+            return super().__call__(*arguments) * math.nan
+
+    with pytest.warns(RuntimeWarning, match=f"^{len(X)} of {len(X)} samples hold NaN or infinity") as said:
+        edm_sampler(Broken(), X, LABELS)
+    assert said[0].filename == __file__
 
 
 @pytest.mark.parametrize(

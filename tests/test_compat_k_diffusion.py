@@ -155,6 +155,25 @@ def test_refused(arguments, options, message):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_samples_that_are_not_finite(name):
+    """They are returned, with a warning where the sampler was called."""
+
+    def broken(x, sigma, seed):
+        return torch.cat([model(x, sigma)[:5], x[5:] * math.nan])
+
+    with pytest.warns(RuntimeWarning, match="^1 of 6 samples hold NaN or infinity") as said:
+        getattr(ours, f"sample_{name}")(broken, X, SIGMAS, disable=True, extra_args={"seed": 0})
+    assert said[0].filename == __file__
+
+
+def test_half_precision_may_not_hold_the_result():
+    """Down to 1e-5 Heun's slope is (x - D) / 1e-5."""
+    x = torch.full((2, 1), 1e3, dtype=torch.float16)
+    with pytest.warns(RuntimeWarning, match="2 of 2 samples hold NaN or infinity"):
+        ours.sample_heun(lambda x, s: -x, x, torch.tensor([1.0, 1e-3, 1e-5]), disable=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_model_may_answer_in_one_place(name):
     """As compiled networks and CUDA graphs do."""
     place = torch.empty_like(X)

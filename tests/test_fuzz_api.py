@@ -224,7 +224,7 @@ CONFIGS = {
     "solver": st.sampled_from(sorted(fpfast.SOLVERS)),
     "noise": st.one_of(st.none(), st.floats(0, 2)),
     "clip_sample": st.booleans(),
-    "clip_sample_range": st.floats(0, 2),
+    "clip_sample_range": st.floats(0, 2) | st.just(2**64),
     "timestep_spacing": choice("linspace", "leading", "trailing"),
     "steps_offset": choice(0, 1),
     **{name: st.booleans() for name in ("rescale_betas_zero_snr", "set_alpha_to_one", "use_flow_sigmas")},

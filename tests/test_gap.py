@@ -46,6 +46,11 @@ def test_samples_beyond_the_grid_are_reported():
     assert result.outside["truth"] == pytest.approx(0.8, abs=0.15)
 
 
+def test_a_grid_beyond_64_bits():
+    result = fpfast.gap(mixture().score(fpfast.VP()), "blob", n=100, steps=5, edge=2**64, nodes=8)
+    assert set(result.outside.values()) == {0.0}
+
+
 def test_the_order_of_the_truth_does_not_matter():
     score = fpfast.Score(lambda x, t: -x, fpfast.VP())
     truth = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(0))

@@ -384,7 +384,8 @@ class FPFastScheduler(SchedulerMixin, ConfigMixin):
         row = torch.zeros(len(levels), 5, dtype=torch.float64)
         row[:, 0], row[:, 1] = PREDICTIONS[self.config.prediction_type](alpha, std)
         data = ops.combine(state, [output], row.to(state.device, state.dtype).squeeze(0))
-        return data.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
+        most = float(self.config.clip_sample_range)
+        return data.clamp(-most, most)
 
     def _plan(self, levels: Levels, noise: float) -> Plan:
         """Remembered, as a pipeline asks for the same one in each call."""

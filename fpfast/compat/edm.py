@@ -75,4 +75,5 @@ def edm_sampler(
     given = None if randn_like is torch.randn_like else noise_sampler
     names = ("net", "randn_like")
     run = Run(denoise, x, levels, None, None, given, descending=True, rounded=rounded, names=names)
-    return heun(run, True, churn).double()
+    heun(run, True, churn)
+    return run.finished().double()

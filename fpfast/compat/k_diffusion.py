@@ -16,13 +16,15 @@
 They return the state at sigmas[-1], of x's dtype; 16-bit states are kept in float32 between the steps. Every stage is
 one pass of the kernel that ``fpfast.sample`` uses. Deterministic samplers agree with k-diffusion's to rounding.
 
-They raise ValueError for sigmas or outputs of the model that are not as said here. The formulas are those of Karras et
-al. (arXiv 2206.00364, algorithm 2) and Lu et al. (arXiv 2211.01095).
+They raise ValueError for sigmas or outputs of the model that are not as said here, and warn with RuntimeWarning when
+samples hold NaN or infinity. The formulas are those of Karras et al. (arXiv 2206.00364, algorithm 2) and Lu et al.
+(arXiv 2211.01095).
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -34,6 +36,7 @@ from fpfast import noise as noises
 from fpfast.errors import bad, brief, dense, function, key, number, real, truth
 from fpfast.reference import Key
 from fpfast.sample import Bar
+from fpfast.watch import ON_NONFINITE, count
 
 Model = Callable[..., Tensor]
 Callback = Callable[[dict[str, Any]], Any]
@@ -97,6 +100,14 @@ class Run:
     @property
     def result(self) -> Tensor:
         return self.state.to(self.dtype)
+
+    def finished(self) -> Tensor:
+        """The result. Warns where it holds NaN or infinity, which 16 bits may where the state in float32 does not."""
+        out = self.result
+        if broken := count(out):
+            said = f"{broken} of {len(out)} samples {ON_NONFINITE['ignore']}"
+            warnings.warn(said, RuntimeWarning, stacklevel=4)  # of whoever called the sampler, through its no_grad
+        return out
 
     def denoised(self, x: Tensor, sigma: float, needed_later: bool = False) -> Tensor:
         """The model at one level, checked. ``needed_later``: after the next call, which may reuse its memory."""
@@ -204,7 +215,7 @@ def sample_euler(
         denoised = run.denoised(run.state, hat)
         run.tell(i, hat, denoised)
         run.state = run.move(_towards(hat, after), denoised)
-    return run.result
+    return run.finished()
 
 
 @torch.no_grad()
@@ -222,10 +233,12 @@ def sample_heun(
 ) -> Tensor:
     """Heun's step of dx/dsigma = (x - D) / sigma, after churning (Karras et al., algorithm 2); Euler's down to 0."""
     churn = churning(s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise)
-    return heun(Run(model, x, sigmas, extra_args, callback), disable, churn)
+    run = Run(model, x, sigmas, extra_args, callback)
+    heun(run, disable, churn)
+    return run.finished()
 
 
-def heun(run: Run, disable: bool | None, churn: Churn) -> Tensor:
+def heun(run: Run, disable: bool | None, churn: Churn) -> None:
     """The loop of :func:`sample_heun`."""
     for i, _, after in run.steps(disable):
         hat = run.churned(i, churn)
@@ -237,7 +250,6 @@ def heun(run: Run, disable: bool | None, churn: Churn) -> Tensor:
             row = [1 + 2 * h / hat, h * (1 / after - 2 / hat), -h / after]
             predicted = run.move(row, denoised, second)
         run.state = predicted
-    return run.result
 
 
 @torch.no_grad()
@@ -260,7 +272,7 @@ def sample_euler_ancestral(
         run.tell(i, sigma, denoised)
         down, up = _ancestral(sigma, after, eta) if eta else (after, 0.0)
         run.state = run.noisy(_towards(sigma, down), [denoised], s_noise * up, i, (sigma, after))
-    return run.result
+    return run.finished()
 
 
 @torch.no_grad()
@@ -288,7 +300,7 @@ def sample_dpmpp_2m(
             weight = math.log(sigma / after) / (2 * math.log(run.levels[i - 1] / sigma))
             row, others = [row[0], row[1] * (1 + weight), -row[1] * weight], [denoised, old]
         run.state, old = run.move(row, *others), denoised
-    return run.result
+    return run.finished()
 
 
 @torch.no_grad()
@@ -326,7 +338,7 @@ def sample_dpmpp_2m_sde(
                 w *= h / math.log(run.levels[i - 1] / sigma)
                 row, others = [row[0], k + w, -w], [denoised, old]
         run.state, old = run.noisy(row, others, z, i, (sigma, after)), denoised
-    return run.result
+    return run.finished()
 
 
 @torch.no_grad()
@@ -379,4 +391,4 @@ def sample_dpmpp_sde(
             share = (sigma - between) / (sigma - after)
             z = up * math.sqrt(1 - share)
             run.state = run.move([*row, up * math.sqrt(share)], *others, *first, z=z, draw=2 * i + 1)
-    return run.result
+    return run.finished()
