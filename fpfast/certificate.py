@@ -89,11 +89,11 @@ def certificate(
     begin = noise.normal(key, (n, dimension), stream="prior") * sde.prior_std
     look(float(t[0]), begin)
     end = sample(score, (n, dimension), times=t, x=begin, seed=key, callback=lambda step, at, x: look(at, x))
-    if edge is None:
-        edge = 1.5 * float(end.abs().max())
-    edge = real("edge", edge, "a positive number", math.ulp(0.0))
     if not bool(end.isfinite().all()):
         raise bad("score", "one whose samples are finite", "NaN or infinity")
+    if edge is None:
+        edge = 1.5 * float(end.abs().max())
+    edge = real("edge", edge, "a number from 10^-30 to 10^30", 1e-30, 1e30)
 
     along = torch.stack(residuals)  # [times, n]
     paths = -torch.trapezoid(along, t, dim=0)  # times descend

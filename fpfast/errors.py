@@ -135,7 +135,7 @@ def number(name: str, value: Any, expected: str = "a number", low: float = -math
 def sizes(name: str, value: Any, low: int) -> tuple[int, ...]:
     """``value`` as one or more sizes, each at least ``low``; in most places the shape (samples, ...)."""
     try:
-        shape = () if isinstance(value, str) else tuple(operator.index(size) for size in value)
+        shape = () if isinstance(value, str | bytes) else tuple(operator.index(size) for size in value)
     except (TypeError, RuntimeError):  # torch's NotImplementedError is one
         shape = ()
     if not shape or min(shape) < low:

@@ -63,7 +63,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:  # x: [B, d], t: [B] -> [B, d] or [B, 1]
         t = t.reshape(-1, 1)
-        h = torch.cat((t, x) if self.time_first else (x, t), dim=1)
+        h = torch.cat((t, x) if self.time_first else (x, t), dim=-1)
         *inner, last = self.children()
         for layer in inner:
             h = self.activation(layer(h))

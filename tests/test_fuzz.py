@@ -1,6 +1,7 @@
 """Whatever the arguments: a result of the right kind, or an error that names an argument. Nothing else, and no input
 changed. Long runs: pytest tests/test_fuzz.py --hypothesis-profile=long (1,500 examples of each)."""
 
+import itertools
 import math
 import re
 import warnings
@@ -10,7 +11,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -23,18 +24,19 @@ from fpfast.score import PREDICTIONS
 # Values --------------------------------------------------------------------------------------------------------------
 
 # What nobody should give, or somebody will.
-ODD = st.sampled_from(
-    [
-        *(None, True, False, 0, -1, 1, 2**40, 2**63, -(2**63) - 1, 2**64, 10**400),
-        *(0.0, -0.0, 0.5, -1.5, 1e-320, 1e308, math.inf, -math.inf, math.nan, 1j),
-        *("", "x", "auto", "1:2:3", b"x", (), [], [1], {}, {"x": 1}, object()),
-        *(numpy.int64(3), numpy.float32(0.5), numpy.array([1.0, math.nan]), numpy.ones((2, 2))),
-        *(torch.tensor(0.5), torch.tensor(math.nan), torch.tensor(7), torch.empty(0), torch.empty(0, 2)),
-        *(torch.ones(3, 2), torch.ones(3, 2).to_sparse(), torch.empty(3, 2, device="meta"), torch.ones(2, 3).T),
-        *(torch.ones(3, 2, dtype=torch.complex64), torch.ones(3, 2, dtype=torch.bool), torch.ones(3, 2).int()),
-        *(torch.float16, torch.float32, torch.float64, torch.device("cpu"), torch.Generator(), "cuda", "meta"),
-    ]
-)
+ODD_VALUES = [
+    *(None, True, False, 0, -1, 1, 2**40, 2**63, -(2**63) - 1, 2**64, 10**400),
+    *(0.0, -0.0, 0.5, -1.5, 1e-320, 1e308, math.inf, -math.inf, math.nan, 1j),
+    *("", "x", "auto", "1:2:3", b"x", (), [], [1], {}, {"x": 1}, object()),
+    *(numpy.int64(3), numpy.float32(0.5), numpy.array([1.0, math.nan]), numpy.ones((2, 2))),
+    *(torch.tensor(0.5), torch.tensor(math.nan), torch.tensor(7), torch.empty(0), torch.empty(0, 2)),
+    *(torch.ones(3, 2), torch.ones(3, 2).to_sparse(), torch.empty(3, 2, device="meta"), torch.ones(2, 3).T),
+    *(torch.ones(3, 2, dtype=torch.complex64), torch.ones(3, 2, dtype=torch.bool), torch.ones(3, 2).int()),
+    *(torch.float16, torch.float32, torch.float64, torch.device("cpu"), torch.Generator(), "cuda", "meta"),
+    *(5e-324, 1e-310, 1e-200, 1e-155, 1e-46, 1e-39, 1e-30, 1e-20, 1e20, 1e39, 1e155, 1e200),
+    *(1000, 2**53 + 1, 2**62, 2**63 - 1, -(2**31), -(2**62)),
+]
+ODD = st.sampled_from(ODD_VALUES)
 EXTREMES = [0.0, -0.0, 1.0, -1.0, 1e-45, 1e-38, 1e3, -1e3, 1e30, 3e38, math.inf, -math.inf, math.nan]
 SDES = [
     *(fpfast.VP(), fpfast.SubVP(), fpfast.VE(), fpfast.EDM(), fpfast.OU(), fpfast.Flow()),
@@ -405,15 +407,41 @@ def complaint(case: Case, arguments: dict[str, Any]) -> str | None:
 
 
 @st.composite
-def calls(draw, case):
-    """Arguments: those that are needed, some of the others, and at times odd ones."""
+def right(draw, case):
+    """Arguments: those that are needed, and some of the others."""
     arguments = {key: draw(strategy) for key, strategy in case.required.items()}
     if case.optional:
         some = draw(st.lists(st.sampled_from(sorted(case.optional)), unique=True, max_size=4))
         arguments |= {key: draw(case.optional[key]) for key in some}
+    return arguments
+
+
+@st.composite
+def calls(draw, case):
+    """Arguments, some of them odd at times."""
+    arguments = draw(right(case))
     odd = draw(st.lists(st.sampled_from(case.odd), max_size=2))
     arguments |= {key: draw(ODD) for key in odd if draw(st.booleans())}
     return arguments
+
+
+def complaints(case: Case) -> list[str]:
+    """What is wrong where one argument, each in turn, has each odd value."""
+    some: list[dict[str, Any]] = []
+
+    @settings(
+        max_examples=5, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+    )
+    @given(choices=st.data())
+    def collect(choices):
+        some.append(choices.draw(right(case)))
+
+    collect()
+    found = []
+    for key, value, arguments in itertools.product(case.odd, ODD_VALUES, some[-2:]):
+        if (wrong := complaint(case, {**arguments, key: value})) is not None:
+            found.append(f"{key}={value!r}: {wrong}")
+    return found
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -421,3 +449,9 @@ def calls(draw, case):
 @given(choices=st.data())
 def test_right_or_refused(name, choices):
     assert complaint(CASES[name], choices.draw(calls(CASES[name]), label="arguments")) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_each_odd_value(name):
+    assert complaints(CASES[name]) == []

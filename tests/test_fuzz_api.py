@@ -1,6 +1,6 @@
 """As test_fuzz.py, of the rest: drop-ins, training, files, SDEs, bounds, and what solvers are written with.
 
-Long runs: pytest tests/test_fuzz_api.py --hypothesis-profile=long.
+Long runs: pytest tests/test_fuzz_api.py --hypothesis-profile=long, and pytest -m slow tests/test_fuzz_api.py.
 """
 
 import functools
@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_fuzz import FIELD, SDES, Case, Image, calls, choice, complaint, network, scores, tensors
+from test_fuzz import FIELD, SDES, Case, Image, calls, choice, complaint, complaints, network, scores, tensors
 from torch import nn
 
 import fpfast
@@ -646,3 +646,9 @@ SCHEDULER = {
 def test_right_or_refused(name, choices):
     case = {**CASES, **SCHEDULER}[name]
     assert complaint(case, choices.draw(calls(case), label="arguments")) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*CASES, *(pytest.param(name, marks=needs_diffusers) for name in SCHEDULER)])
+def test_each_odd_value(name):
+    assert complaints({**CASES, **SCHEDULER}[name]) == []

@@ -172,7 +172,7 @@ class FPFastScheduler(SchedulerMixin, ConfigMixin):
     def _noise(self) -> float | None:
         """The configured level, checked: a configuration may be changed later."""
         level = self.config.noise
-        return None if level is None else real("noise", level, "a finite level that is not negative, or None", low=0)
+        return None if level is None else real("noise", level, "a level from 0 to 10^6, or None", 0, 1e6)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Where in ``timesteps`` a run begins whose timestep is there more than once (img2img pipelines call this)."""
@@ -364,7 +364,7 @@ class FPFastScheduler(SchedulerMixin, ConfigMixin):
         """The plan at the noise level asked for, where the sample is in it, and what its run kept."""
         plan, own, solver = runs.whole, self._noise, self.config.solver
         if eta is not None:
-            eta = real("eta", eta, "a finite number that is not negative, or None", low=0)
+            eta = real("eta", eta, "a level from 0 to 10^6, or None", 0, 1e6)
         if eta is not None and eta != (own or 0.0):
             if own is not None:
                 said = f"None or {own}, the scheduler's noise (pipelines say 0 unless given an eta: give them {own})"

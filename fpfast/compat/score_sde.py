@@ -239,8 +239,8 @@ def _name(argument: str, given: Any, table: Any) -> str:
 
 
 def _end(sde: SDE, eps: float) -> float:
-    if not 0 < (time := real("eps", eps)) < sde.T:
-        raise bad("eps", f"a time in (0, {sde.T})", eps)
+    if not 1e-100 <= (time := real("eps", eps)) < sde.T:  # std(eps)^2 must not be 0
+        raise bad("eps", f"a time from 10^-100 to below {sde.T}", eps)
     return time
 
 
