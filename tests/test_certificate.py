@@ -44,7 +44,7 @@ def test_bad_arguments():
     for arguments, message in (
         ({"dimension": 3}, r"dimension: expected an integer in \[1, 2\], got 3"),
         ({"dimension": 2, "n": 1}, "n: expected an integer in \\[2, "),
-        ({"dimension": 2, "n": 4, "steps": 2, "edge": 0}, "edge: expected a positive number"),
+        ({"dimension": 2, "n": 4, "steps": 2, "edge": 0}, "edge: expected a number from 10"),
         ({"dimension": 2, "nodes": 2}, "nodes: expected an integer in \\[3, "),
         ({"dimension": 2, "n": 3, "seed": [1, 2, 3]}, "seed: expected one for all samples"),
     ):

@@ -299,7 +299,7 @@ def test_configurations(kind):
         ({"beta_schedule": "sigmoid"}, r"beta_schedule: expected one of 'linear'"),
         ({"solver": "plms"}, r"solver: expected one of 'euler_maruyama'"),
         ({"prediction_type": "x"}, r"prediction_type: expected one of 'epsilon'"),
-        ({"noise": -1.0}, r"noise: expected a finite level"),
+        ({"noise": -1.0}, r"noise: expected a level from 0 to 10"),
         ({"use_karras_sigmas": True, "use_beta_sigmas": True}, r"at most one of them"),
         ({"use_flow_sigmas": True}, r"prediction_type: expected 'flow_prediction' with use_flow_sigmas"),
         ({"trained_betas": [0.1, 0.2]}, r"trained_betas: expected 1000 numbers"),

@@ -186,7 +186,7 @@ def test_predictor_classes():
         ({"corrector": "mala"}, r"corrector: expected one of 'langevin'"),
         ({"predictor": None}, r"predictor, corrector: expected one of them, got neither"),
         ({"snr": -1}, r"snr: expected a number that is not negative"),
-        ({"eps": 1.0}, r"eps: expected a time in \(0, 1.0\)"),
+        ({"eps": 1.0}, r"eps: expected a time from 10"),
     ],
     ids=str,
 )
@@ -207,7 +207,7 @@ def test_an_ode_that_cannot_be_solved():
 
     with pytest.raises((RuntimeError, ValueError), match="model: the ODE could not be solved"):
         sampler(model)
-    with pytest.raises(ValueError, match=r"eps: expected a time in \(0, 1\.0\)"):
+    with pytest.raises(ValueError, match=r"eps: expected a time from 10"):
         score_sde.get_ode_sampler(VPSDE(), (4, 2), lambda x: x, eps=1.0, device="cpu")
 
 
