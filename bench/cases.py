@@ -88,10 +88,10 @@ def grid(settings: Settings) -> Iterator[Case]:
     for curve, (score, activation) in nets.items():
         for batch in (64, 256) if settings.quick else (64, 4096, 262144):
             work = Trajectory(score, activation, batch, 1).flops * batch
-            steps = 4 if settings.quick else max(2, min(100, round(3e10 / work)))  # a side takes well below two seconds
+            steps = 4 if settings.quick else max(2, min(100, round(3e10 / work)))  # fpfast takes below a second
             problem = Trajectory(score, activation, batch, steps)
             sides, count = trajectories.packages(problem, settings), problem.particle_steps
-            name = f"{curve}, batch {batch:6}"
+            name = f"{curve}, batch {batch:6}, {steps} steps"
             yield Case("grid", name, sides, PARTICLE_STEP, count, flops=problem.flops, curve=curve, size=batch)
 
 

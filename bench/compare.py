@@ -1,7 +1,7 @@
 """Whether two runs agree: ``python -m bench.compare FIRST SECOND``, two files of one suite or two folders of some.
 
 A ratio is that of two medians; its spread goes from the least time over the greatest to the greatest over the least.
-Two runs agree in a ratio where their spreads overlap. Exits with 1 where some do not.
+Two runs agree in a ratio where their spreads overlap. Exits with 1 where some do not, or there is none.
 """
 
 from __future__ import annotations
@@ -41,17 +41,18 @@ def apart(first: dict[Key, Ratio], second: dict[Key, Ratio]) -> list[Key]:
 
 
 def pairs(first: Path, second: Path) -> list[tuple[Path, Path]]:
-    """Files to be compared. Raises SystemExit where there are none, or one lacks the other."""
+    """Files to be compared: those of one name in both folders. Raises SystemExit where there are none."""
     if first.is_file() and second.is_file():
         return [(first, second)]
-    names = [{path.name for path in folder.glob("*.json")} for folder in (first, second)]
-    if not names[0] or names[0] != names[1]:
-        sys.exit("python -m bench.compare: expected two result files, or two folders of files of the same names")
-    return [(first / name, second / name) for name in sorted(names[0])]
+    names = sorted({path.name for path in first.glob("*.json")} & {path.name for path in second.glob("*.json")})
+    found = [(first / name, second / name) for name in names if "rows" in json.loads((first / name).read_text())]
+    if not found:
+        sys.exit("python -m bench.compare: expected two result files, or two folders with result files of one name")
+    return found
 
 
 def compare(first_file: Path, second_file: Path) -> bool:
-    """Prints in which ratios two runs do not agree; True where there is none."""
+    """Prints in which ratios two runs do not agree; True where there are ratios, and they all do."""
     results = [json.loads(path.read_text()) for path in (first_file, second_file)]
     first, second = map(ratios, results)
     for one in results:
@@ -66,7 +67,7 @@ def compare(first_file: Path, second_file: Path) -> bool:
         print(f"in one run only: {key}")
     both = len(first.keys() & second.keys())
     print(f"{both - len(different)} of {both} ratios agree within their spreads")
-    return not different
+    return both > 0 and not different
 
 
 def main(paths: list[str]) -> int:

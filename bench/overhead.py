@@ -49,6 +49,8 @@ def sides(batch: int, dimension: int, steps: int = STEPS) -> Sides:
         found = tensor(run())
         if expected is not None:
             _agree(found, expected)
+        elif found.shape != x.shape or not bool(found.isfinite().all()):
+            raise GateError(f"expected {len(x)} finite samples, got {tuple(found.shape)}, or not finite")
         return run, "" if expected is not None else "not the same problem: as many steps of the same cost"
 
     def scheduler(ours: bool) -> tuple[Run, str]:

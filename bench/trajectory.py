@@ -76,7 +76,7 @@ class Trajectory:
         """[steps, 3] of x' = c0 x + c1 s + cz z, float64."""
         if noise == WALK:
             return torch.tensor([1.0, 0.0, 1 / math.sqrt(self.steps)], dtype=torch.float64).repeat(self.steps, 1)
-        table = euler_maruyama(Plan(self.score, self.times, noise, False))
+        table = euler_maruyama(Plan(self.score, self.times, noise, True))
         return table.coef[:, 0][:, [0, 1, 4]]
 
     @property
@@ -109,6 +109,7 @@ def fpfast_sampler(problem: Trajectory) -> Sampler:
     def sampler(x: Tensor | None, noise: float) -> Run:
         shape = (problem.batch, problem.dimension)
         options: dict[str, Any] = {"solver": "euler_maruyama", "steps": problem.steps, "noise": noise, "seed": 0}
+        options["final"] = "noise"  # as many draws as steps
         return lambda: fpfast.sample(problem.score, shape, x=x, **options)
 
     return sampler
@@ -141,6 +142,7 @@ def check_noise(problem: Trajectory, run: Run) -> None:
             (few, problem.dimension),
             steps=problem.steps,
             seed=0,
+            final="noise",
             dtype=dtype,
             backend="reference",
         )

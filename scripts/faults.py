@@ -90,8 +90,8 @@ def kills_of_sampling(folder: Path, count: int, moments: random.Random) -> Outco
             now = files(here) if here.exists() else {}
             kills, lost = kills + 1, lost + sum(now.get(name) != content for name, content in before.items())
             before = now
-        wrong += bool(write(here).mended) + (files(here) != whole)
-    return Outcome(kills, lost, wrong, f"none: {job} jobs ended well")
+        wrong += bool(write(here).mended) or files(here) != whole
+    return Outcome(kills, lost, wrong, f"none, in {job} jobs")
 
 
 def kills_of_training(folder: Path, count: int, moments: random.Random) -> Outcome:
@@ -109,7 +109,7 @@ def kills_of_training(folder: Path, count: int, moments: random.Random) -> Outco
         fit(path)
         found = torch.load(path.with_suffix(".weights"), weights_only=True)
         wrong += not all(map(torch.equal, found, whole))
-    return Outcome(kills, lost, wrong, f"none: {job} jobs ended well")
+    return Outcome(kills, lost, wrong, f"none, in {job} jobs")
 
 
 def _flip(content: bytearray, chance: random.Random) -> bytearray:

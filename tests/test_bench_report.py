@@ -54,10 +54,12 @@ def test_runs_that_agree_and_that_do_not(tmp_path, capsys):
     assert "1 of 1 ratios agree" in capsys.readouterr().out
     assert compare.main([tmp_path / "first", tmp_path / "far"]) == 1
     assert "apart: 2 [1.64 .. 2.44] and 3.2 [2.62 .. 3.91]" in capsys.readouterr().out
+    (tmp_path / "other").write_text(json.dumps({**results(fpfast=1e-6), "suite": "grid"}))
+    assert compare.main([tmp_path / "first", tmp_path / "other"]) == 1  # nothing to be compared
 
 
 def test_folders_of_runs(tmp_path):
-    """Each file is compared with the one of its name; both folders have to hold the same."""
+    """Each file is compared with the one of its name, where there is one."""
     for folder in ("one", "two", "three"):
         (tmp_path / folder).mkdir()
         for suite in ("a.json", "b.json"):
@@ -66,7 +68,9 @@ def test_folders_of_runs(tmp_path):
     assert compare.main([tmp_path / "one", tmp_path / "two"]) == 0
     assert compare.main([tmp_path / "one", tmp_path / "three"]) == 1
     (tmp_path / "two" / "b.json").unlink()
-    for pair in (("one", "two"), ("one", "none"), ("one/a.json", "two"), ("one",)):
+    (tmp_path / "two" / "static.json").write_text("{}")
+    assert compare.main([tmp_path / "two", tmp_path / "three"]) == 0  # a.json, which both have
+    for pair in (("one", "none"), ("one/a.json", "two"), ("one",)):
         with pytest.raises(SystemExit, match="expected two result files"):
             compare.main([tmp_path / name for name in pair])
 

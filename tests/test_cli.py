@@ -255,3 +255,6 @@ def test_bench_runs_the_suites(capfd, monkeypatch):
     assert run("bench", "--quick", "--suite", "peers", "residual", "--", "--only", "pipeline") == 0
     quick = ["--only", "pipeline", "--quick", "--repeats", "2", "--out", "-"]
     assert started == [["bench.run", "--suite", "peers", *quick], ["bench.run", "--suite", "residual", *quick]]
+    started.clear()
+    assert run("bench") == 0
+    assert started == [["bench.run", "--suite", suite] for suite in ("sizes", "grid", "residual", "peers")]

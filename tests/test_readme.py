@@ -53,6 +53,7 @@ def test_speed_tables():
     spec = importlib.util.spec_from_file_location("bench_readme", path)
     maker = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(maker)
+    assert {suite for suites in maker.PAGES.values() for suite in suites} == set(maker.PEERS)
     for page, suites in maker.PAGES.items():
         text = (README.parent / page).read_text()
         assert maker.whole(text, suites) == text
