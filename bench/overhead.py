@@ -81,6 +81,7 @@ def sides(batch: int, dimension: int, steps: int = STEPS) -> Sides:
         "diffusers EulerDiscreteScheduler": partial(scheduler, False),
         "torchdiffeq euler": partial(checked, partial(loops.torchdiffeq_euler, net, x, sigmas), exact),
         "torchsde euler": partial(checked, partial(loops.torchsde_euler, net, x, sigmas), None),
+        "torchsde euler, [0, 1]": partial(checked, partial(loops.torchsde_euler, net, x, sigmas, 1 / steps), None),
         "jax, diffrax Euler": partial(
             checked, partial(loops.diffrax_euler, linear.weight, linear.bias, x, sigmas), exact
         ),

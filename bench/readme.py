@@ -29,6 +29,7 @@ PEERS: dict[str, dict[str, str | tuple[str, ...]]] = {
         "k-diffusion": "k-diffusion sample_euler",
         "torchdiffeq": ("torchdiffeq euler", "torchdiffeq rk4"),
         "torchsde": "torchsde euler",
+        "torchsde on [0, 1]": "torchsde euler, [0, 1]",
         "JAX (diffrax)": ("jax, diffrax Euler", "jax"),
     },
     "sizes": {

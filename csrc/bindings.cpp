@@ -146,24 +146,37 @@ void cpu_combine(const std::string& level, uintptr_t out, const std::vector<std:
   combine_in_parts(kernels_of(level), op, threads);
 }
 
-// The stages of a run. What does not change from one to the next is given, and checked, once.
+// Calls a method of a tensor that takes nothing, or reads an attribute.
+py::object ask(PyObject* tensor, PyObject* name, bool method) {
+  PyObject* answer = method ? PyObject_CallMethodNoArgs(tensor, name) : PyObject_GetAttr(tensor, name);
+  if (answer == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(answer);
+}
+
+// The stages of a run. What does not change from one to the next is given, and checked, once. A small stage takes half
+// a microsecond, less than Python needs to look at its tensors: they come as they are, and their addresses, which a
+// network may change, are asked for here.
 class CpuStages {
  public:
-  CpuStages(const std::string& level, uintptr_t rows, int64_t count, int64_t samples, int64_t elements, uintptr_t seeds,
-            bool seeds_per_sample, int64_t first_sample, int threads)
+  CpuStages(const std::string& level, uintptr_t rows, uintptr_t times, int64_t count, int64_t samples, int64_t elements,
+            uintptr_t seeds, bool seeds_per_sample, int64_t first_sample, std::vector<py::object> dtypes, int threads)
       : kernels_(kernels_of(level)),
         rows_(rows),
+        times_(reinterpret_cast<const float*>(times)),
         count_(count),
         samples_(samples),
         elements_(elements),
         noise_(make_noise(seeds, seeds_per_sample, first_sample, 0, 0)),
+        dtypes_(std::move(dtypes)),
         threads_(threads < 1 ? 1 : threads) {
     check_sizes(samples, elements, first_sample, 0);
     require(count >= 0 && count < (int64_t(1) << 40), "count: expected a number of rows");
-    require(rows != 0 || count == 0, "rows: a pointer is null");
+    require((rows != 0 && times != 0) || count == 0, "rows, times: a pointer is null");
+    require(dtypes_.size() == 3, "dtypes: expected those of the codes 0 to 2");
   }
 
-  void combine(int64_t row, uintptr_t out, const std::vector<std::tuple<uintptr_t, int>>& operands, bool noisy,
+  // Combines, and leaves the time of the next row in t.
+  void combine(int64_t row, const py::object& out, const py::tuple& operands, const py::object& t, bool noisy,
                int stream, int64_t draw) const {
     require(row >= 0 && row < count_, "row: expected one of the rows");
     require(stream >= 0 && stream < (1 << 16), "stream: expected 16 bits");
@@ -172,16 +185,38 @@ class CpuStages {
     Noise noise = noise_;
     noise.stream = uint32_t(stream), noise.draw = uint32_t(draw);
     if (!noisy) noise.seeds = nullptr;
+    std::vector<std::tuple<uintptr_t, int>> read;
+    read.reserve(max_operands);
+    for (const py::handle& operand : operands) read.emplace_back(address(operand), dtype(operand));
     const uintptr_t coef = rows_ + 5 * sizeof(float) * uintptr_t(row);
-    const Combine op = make_combine(out, operands, coef, false, 0, 0, noise, samples_, elements_);
+    const Combine op = make_combine(address(out), read, coef, false, 0, 0, noise, samples_, elements_);
+    float* const next = reinterpret_cast<float*>(address(t));
+    require(next != nullptr || samples_ == 0, "t: a pointer is null");
     combine_in_parts(kernels_, op, threads_);
+    if (row + 1 < count_)
+      in_parts(samples_, samples_, [&](int64_t, int64_t count) { std::fill_n(next, count, times_[row + 1]); });
   }
 
  private:
+  static uintptr_t address(const py::handle& tensor) {
+    static PyObject* const name = PyUnicode_InternFromString("data_ptr");
+    return ask(tensor.ptr(), name, true).cast<uintptr_t>();
+  }
+
+  int dtype(const py::handle& tensor) const {
+    static PyObject* const name = PyUnicode_InternFromString("dtype");
+    const py::object found = ask(tensor.ptr(), name, false);
+    for (size_t code = 0; code < dtypes_.size(); ++code)
+      if (found.is(dtypes_[code])) return int(code);
+    throw py::value_error("operands: expected float32, bfloat16 or float16");
+  }
+
   const CpuKernels& kernels_;
   uintptr_t rows_;
+  const float* times_;
   int64_t count_, samples_, elements_;
   Noise noise_;
+  std::vector<py::object> dtypes_;
   int threads_;
 };
 
@@ -240,7 +275,8 @@ PYBIND11_MODULE(_native, m) {
   m.def("cpu_combine", cpu_combine);
   m.def("cpu_noise", cpu_noise);
   py::class_<CpuStages>(m, "CpuStages")
-      .def(py::init<const std::string&, uintptr_t, int64_t, int64_t, int64_t, uintptr_t, bool, int64_t, int>())
+      .def(py::init<const std::string&, uintptr_t, uintptr_t, int64_t, int64_t, int64_t, uintptr_t, bool, int64_t,
+                    std::vector<py::object>, int>())
       .def("combine", &CpuStages::combine);
   bind_pairs(m);
   bind_residual(m);

@@ -1,5 +1,10 @@
 """The compiled module (csrc/bindings.cpp). Addresses are ``Tensor.data_ptr()``, operands (address, dtype code)."""
 
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
 has_cuda: bool
 
 def levels() -> list[str]: ...
@@ -115,19 +120,21 @@ def cuda_trajectory(
     cuda_stream: int,
 ) -> None: ...
 
-class CpuStages:  # rows and seeds are addresses; those of one run
+class CpuStages:  # rows, times and seeds are addresses; those of one run
     def __init__(
         self,
         level: str,
         rows: int,
+        times: int,
         count: int,
         samples: int,
         elements: int,
         seeds: int,
         seeds_per_sample: bool,
         first_sample: int,
+        dtypes: list[torch.dtype],  # in the order of their codes
         threads: int,
     ) -> None: ...
     def combine(
-        self, row: int, out: int, operands: list[tuple[int, int]], noisy: bool, stream: int, draw: int
+        self, row: int, out: Tensor, operands: Sequence[Tensor], t: Tensor, noisy: bool, stream: int, draw: int
     ) -> None: ...

@@ -28,6 +28,7 @@ from fpfast.score import Score
 from fpfast.times import grid
 
 LARGEST = 2  # dimension that is integrated over
+EDGES = 1e-30, 1e30
 
 
 class Certificate(NamedTuple):
@@ -63,8 +64,8 @@ def certificate(
         n: paths of the SDE (Euler-Maruyama), by which expectations are taken and among which L is the largest. The
             bound is as good as they are: L is not known elsewhere, and the paths' steps have an error of their own.
         steps, times: of the paths, as for :func:`fpfast.sample`.
-        edge: Z is the integral over [-edge, edge]^d, which must hold all of exp(phi) that matters; default: 1.5 times
-            the largest coordinate of a sample.
+        edge: Z is the integral over [-edge, edge]^d, which must hold all of exp(phi) that matters, 10^-30 to 10^30;
+            default: 1.5 times the largest coordinate of a sample.
         nodes: of the trapezoidal rule in each dimension.
         seed: as for :func:`fpfast.sample`, but one for all samples.
 
@@ -76,6 +77,7 @@ def certificate(
         raise bad("score", "one that predicts 'potential'", repr(score.predicts))
     dimension = integer("dimension", dimension, 1, LARGEST)
     n, nodes = integer("n", n, 2, 2**48), integer("nodes", nodes, 3, 10**9)
+    edge = None if edge is None else real("edge", edge, "a number from 10^-30 to 10^30", *EDGES)
     key = noise.seed_tensor(seed, n)
     if key.ndim:
         raise bad("seed", "one for all samples", f"{n} seeds")
@@ -92,8 +94,7 @@ def certificate(
     if not bool(end.isfinite().all()):
         raise bad("score", "one whose samples are finite", "NaN or infinity")
     if edge is None:
-        edge = 1.5 * float(end.abs().max())
-    edge = real("edge", edge, "a number from 10^-30 to 10^30", 1e-30, 1e30)
+        edge = real("score", 1.5 * float(end.abs().max()), "one whose samples reach 10^-30 to 10^30", *EDGES)
 
     along = torch.stack(residuals)  # [times, n]
     paths = -torch.trapezoid(along, t, dim=0)  # times descend

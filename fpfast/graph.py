@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from fpfast.recognise import HOOKS
+from fpfast.rows import Slots
 from fpfast.score import Score
 
 WARM_UP = 1  # steps of a kind that run as they are first: what a first call sets up must not be captured
 SAFE = "2.13"  # torch before it takes a capture that failed for one that goes on
 LEAST = 3  # replays that pay for a capture
 
-Slots = dict[str, tuple[Tensor, ...]]
 Asked = bool | Literal["auto"]
 
 
@@ -66,9 +66,8 @@ class Cuda:
                     step()
             finally:
                 current.wait_stream(self.stream)
-            for tensors in slots.values():
-                for tensor in tensors:
-                    tensor.record_stream(current)
+            for tensor in slots.values():
+                tensor.record_stream(current)
 
     def capture(self, step: Callable[[], None], first: bool) -> Callable[[], None]:
         """A function that does the step's work, while the step itself does none.
@@ -138,14 +137,14 @@ class Captured:
     """Steps captured for batches of one length, and what they work on."""
 
     def __init__(self, batch: Batch, carried: set[str], position: Tensor) -> None:
-        self.slots = {name: tuple(tensor.clone() for tensor in batch.slots[name]) for name in carried - {"x"}}
+        self.slots = {name: batch.slots[name].clone() for name in carried - {"x"}}
         self.slots["x"] = batch.slots["x"]  # a state, which is ours
         self.batch = replace(batch, slots=self.slots, seed=batch.seed.clone(), position=position)
         self.replays: dict[Hashable, Callable[[], None]] = {}
 
     def whole(self, i: int, step: Step) -> None:
         """Step ``i`` from the fixed places back to them."""
-        work = replace(self.batch, slots=dict(self.slots), states=[self.slots["x"][0]])
+        work = replace(self.batch, slots=dict(self.slots), states=[self.slots["x"]])
         step(i, work)
         settle(self.slots, work.slots)
 
@@ -261,7 +260,7 @@ def cannot(reason: str) -> RuntimeError:
 def settle(fixed: Slots, slots: Slots) -> None:
     """Copies what ``slots`` hold to the fixed places of their names, to each after what is needed of its old value."""
     names = fixed.keys() & slots.keys()  # at the beginning of a batch there are not all yet
-    moves = [(to, of) for name in names for to, of in zip(fixed[name], slots[name], strict=True) if to is not of]
+    moves = [(fixed[name], slots[name]) for name in names if fixed[name] is not slots[name]]
     while moves:
         needed = {id(of) for _, of in moves}
         number = next((k for k, (to, _) in enumerate(moves) if id(to) not in needed), None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,8 @@ from fpfast.packing import Blocks, Fragments, Scratch
 from fpfast.reference import Key
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-Stages = Callable[[int, Tensor, list[Tensor], bool, int, int], None]  # row, out, operands, noisy, stream, draw
+# row, out, operands, t, noisy, stream, draw
+Stages = Callable[[int, Tensor, Sequence[Tensor], Tensor, bool, int, int], None]
 Port = tuple[Tensor, int]  # [samples, rows] and its first row in the workspace
 KINDS = {"normal": 0, "uniform": 1, "rademacher": 2}
 SUMS = ("defect", "product", "probe_dot")  # of these every sample has one
@@ -132,26 +133,24 @@ class Cpu(_Pairs):
             torch.get_num_threads(),
         )
 
-    def stages(self, rows: Tensor, state: Tensor, seed: Tensor, first_sample: int) -> Stages:
+    def stages(self, rows: Tensor, times: Tensor, state: Tensor, seed: Tensor, first_sample: int) -> Stages:
         """A function that does the stages of a run: what stays the same is looked at once.
 
-        ``rows``, [steps, stages, 5] or [stages, 5], and ``seed`` must live as long as it does.
+        It leaves the next row's time in t. ``rows``, [steps, stages, 5], ``times``, [steps, stages], and ``seed`` must
+        live as long as it does; its tensors are as large as ``state`` and its batch.
         """
-        run = _native.CpuStages(
+        return _native.CpuStages(
             self.level,
             rows.data_ptr(),
-            rows.numel() // 5,
+            times.data_ptr(),
+            times.numel(),
             *_sizes(state),
             seed.data_ptr(),
             seed.ndim == 1,
             first_sample,
+            list(DTYPES),
             torch.get_num_threads(),
-        )
-
-        def stage(row: int, out: Tensor, operands: list[Tensor], noisy: bool, stream: int, draw: int) -> None:
-            run.combine(row, out.data_ptr(), [(x.data_ptr(), DTYPES[x.dtype]) for x in operands], noisy, stream, draw)
-
-        return stage
+        ).combine
 
     def _probed(
         self, op: str, state: Tensor, tensors: dict[str, Tensor], kind: str = "normal", key: Key | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import threading
@@ -26,7 +27,7 @@ from fpfast.solvers import SOLVERS, Plan, Solver, Table
 from fpfast.tables import checked
 from fpfast.times import grid
 from fpfast.trajectory import FusedLoop, fusible, schedule
-from fpfast.watch import ON_NONFINITE, Broken, Watch, count
+from fpfast.watch import ON_NONFINITE, Broken, Watch, count, finite
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -200,10 +201,13 @@ def sample(
         run = Loop(score, table, ends, backend, device, dtype, callback, chosen, lengths, graph is True)
     else:
         run = FusedLoop(schedule(net, score, table, asked, device, dtype), table, ends, callback, chosen)
-    out = torch.empty(shape, dtype=dtype, device=device)
+    out = None if len(starts) == 1 else torch.empty(shape, dtype=dtype, device=device)
     broken = Broken()
     began = time.perf_counter()
-    with Bar(total=len(starts) * run.steps, desc="sampling", unit="step", disable=not progress) as bar:
+    # One that is off would cost as much as some steps.
+    bar = Bar(total=len(starts) * run.steps, desc="sampling", unit="step") if progress else None
+    advance = None if bar is None else bar.update
+    with contextlib.nullcontext() if bar is None else bar:
         for start in starts:
             part = slice(start, min(start + batch_size, shape[0]))
             own = seeds[part] if seeds.ndim else seeds
@@ -216,15 +220,16 @@ def sample(
             else:
                 state = x[part].to(device=device, dtype=dtype, copy=True).contiguous()
             watch = Watch(state, on_nonfinite == "freeze") if watched else None
-            samples = run(state, own, first, bar, watch)
+            samples = run(state, own, first, advance, watch)
             if watch is not None:
                 broken = broken.with_batch(watch, start)
                 if broken.samples and on_nonfinite == "raise":
                     raise FloatingPointError(f"net: {broken.says(on_nonfinite, part.stop, ends)}")
-            if len(starts) == 1:
+            if out is None:
                 out = samples
             else:
                 out[part] = samples
+    assert out is not None
     nonfinite = broken.samples if watched else count(out)
     if nonfinite:
         said = f"{nonfinite} of {shape[0]} samples {ON_NONFINITE['ignore']}"
@@ -273,14 +278,19 @@ def _table(
     last_noise: bool,
 ) -> tuple[Table, tuple[float, ...]]:
     """The solver's table and where its steps end; remembered, as short runs would spend much of their time here."""
-    t = grid(score.sde, times, steps)
     function = SOLVERS[solver] if isinstance(solver, str) else solver
-    key = score.sde, score.predicts, function, tuple(t.tolist()), noise, last_noise
     # Only what is built in is certain to give what it gave before, and needs no looking through.
     known_solver = getattr(function, "__module__", None) == Plan.__module__
     remember = known_solver and type(score) is Score and type(score.sde) in SDES.values()
+    # Times that were looked through at an earlier call are not looked through again.
+    given = None
+    if isinstance(times, Tensor) and dense(times) and times.dtype == torch.float64 and times.ndim == 1 and times.is_cpu:
+        given = times
+    t = grid(score.sde, times, steps) if given is None else given
+    key = score.sde, score.predicts, function, tuple(t.tolist()), noise, last_noise
     if remember and (known := _tables.get(key)) is not None:
         return known
+    t = t if given is None else grid(score.sde, given, steps)
     plan = Plan(score, t, noise, last_noise)
     table = function(plan) if known_solver else checked(function(plan), len(t) - 1)
     made = table, tuple(plan.next.t.tolist())
@@ -330,7 +340,7 @@ def _checked(
     if x is not None:
         if not dense(x):
             raise bad("x", f"a dense tensor of shape {shape}", brief(x))
-        if tuple(x.shape) != shape or not x.is_floating_point() or not bool(x.isfinite().all()):
+        if tuple(x.shape) != shape or not x.is_floating_point() or not finite(x):
             raise bad("x", f"finite floating-point values of shape {shape}", f"{x.dtype} of shape {tuple(x.shape)}")
     return usable_device(score, x, device)
 

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from fpfast import backends, fragments, packing, tiles
 from fpfast.assemble import PLAIN, Layout, Program
 from fpfast.errors import bad
 from fpfast.fused import Fused, Unsupported, recognised
-from fpfast.loop import Callback
+from fpfast.loop import Advance, Callback
 from fpfast.packing import up
 from fpfast.reference import Key
 from fpfast.score import Score
@@ -270,13 +269,16 @@ class FusedLoop:
     def evaluations(self) -> int:
         return int(self.table.evaluate[: self.steps].sum())
 
-    def __call__(self, x: Tensor, seed: Tensor, first_sample: int, bar: tqdm, watch: Watch | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, seed: Tensor, first_sample: int, advance: Advance | None = None, watch: Watch | None = None
+    ) -> Tensor:
         kept = self.schedule.plan.kept
         slots = [(x if name == "x" else torch.zeros_like(x), row) for name, row in kept.items()]
         start = 0
         for stop in self._stops(len(x)):
             self.schedule.run(slots, (start, stop), Key(seed, first_sample, 0, 0), watch)
-            bar.update(stop - start)
+            if advance is not None:
+                advance(stop - start)
             start = stop
             wanted = self.callback is not None and stop in self.callback_steps
             if wanted and self.callback(stop, self.ends[stop - 1], x.clone()):  # type: ignore[misc]

@@ -5,6 +5,7 @@ Nothing here waits for a device until a batch is done: what was seen is written 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,11 +16,16 @@ from torch import Tensor
 ON_NONFINITE = {"ignore": "hold NaN or infinity", "freeze": "were frozen", "raise": "would hold NaN or infinity"}
 
 
+def finite(x: Tensor) -> bool:
+    """If x holds no NaN and no infinity."""
+    x = x if x.dtype.itemsize > 1 else x.float()  # torch does not add up 8 bits
+    # A sum costs a tenth of a look at each value, but may overflow.
+    return math.isfinite(float(x.sum())) or bool(x.isfinite().all())
+
+
 def count(x: Tensor) -> int:
     """Samples that hold a NaN or an infinity."""
-    if bool(x.sum().isfinite()):  # a tenth of the cost of a look at each
-        return 0
-    return int((~x.isfinite()).reshape(len(x), -1).any(1).sum())
+    return 0 if finite(x) else int((~x.isfinite()).reshape(len(x), -1).any(1).sum())
 
 
 class Watch:

@@ -350,7 +350,7 @@ def test_what_is_asked_of_cuda(monkeypatch, spoilt):
     monkeypatch.setattr(graph, "_side_stream", log.Stream)
     cuda = graph.Cuda(torch.device("cuda", 0))
     kept = SimpleNamespace(record_stream=lambda stream: log.done.append(f"kept for {stream.name}"))
-    cuda.warm_up(log("step"), {"x": (kept,)})
+    cuda.warm_up(log("step"), {"x": kept})
     assert log.done == ["side waits for main", "step on side", "main waits for side", "kept for main"]
 
     def fails():
@@ -369,7 +369,7 @@ def test_what_is_asked_of_cuda(monkeypatch, spoilt):
 @pytest.mark.parametrize("moves", ["bcda", "aabc", "badc", "cab", "bbb", "abc"])
 def test_settling(moves):
     """Place k is to hold what place moves[k] held: chains, rings and copies of one."""
-    places = {name: (torch.tensor(float(ord(name))),) for name in "abcd"[: len(moves)]}
+    places = {name: torch.tensor(float(ord(name))) for name in "abcd"[: len(moves)]}
     graph.settle(places, {name: places[of] for name, of in zip(places, moves, strict=True)})
-    assert "".join(chr(int(place[0])) for place in places.values()) == moves
-    assert all(a[0] is not b[0] for a, b in itertools.pairwise(places.values()))
+    assert "".join(chr(int(place)) for place in places.values()) == moves
+    assert all(a is not b for a, b in itertools.pairwise(places.values()))

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 import fpfast
 from fpfast.network import MLP
+from fpfast.sample import settled
 from fpfast.sde import SDES
 from fpfast.solvers import SOLVERS, Stage, make_row, make_table
 
@@ -270,3 +271,37 @@ def test_loop_reuses_its_memory(solver):
     fpfast.sample(fpfast.Score(net, fpfast.VP()), (100, 3), solver=solver, steps=20, seed=0)
     assert len(seen_x) <= 4
     assert len(seen_t) == 1
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=native)])
+@pytest.mark.parametrize("solver", fpfast.solvers.SOLVERS)
+def test_each_call_is_given_the_time_of_the_table(solver, backend):
+    """Also after stages that call no network; batches begin again."""
+    seen = []
+
+    def net(x, t):
+        assert t.tolist() == len(x) * [t[0].item()]
+        seen.append(t[0].item())
+        t.fill_(-1)
+        return -x
+
+    options = {"solver": solver, "steps": 5, "times": "0.9:0.5:2,0.5:0:3", "seed": 0}
+    score = fpfast.Score(net, fpfast.OU(T=0.9))
+    _, table = settled(score, options)
+    fpfast.sample(score, (100, 3), batch_size=60, backend=backend, **options)
+    assert seen == 2 * table.times[table.evaluate].float().tolist()
+
+
+@pytest.mark.parametrize("which", ["x", "t"])
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=native)])
+def test_what_a_network_saved_for_a_graph_is_known_to_be_overwritten(backend, which):
+    weight, kept = torch.ones((), requires_grad=True), []
+
+    def net(x, t):
+        with torch.enable_grad():
+            kept.append((weight * {"x": x, "t": t}[which]).sum())
+        return -x
+
+    fpfast.sample(fpfast.Score(net, fpfast.VP()), (5, 2), steps=3, seed=0, backend=backend)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        kept[0].backward()

@@ -56,8 +56,9 @@ class FPFastScheduler(SchedulerMixin, ConfigMixin):
     Args:
         solver: a key of ``fpfast.solvers.SOLVERS``. "exponential" at noise 0 is DDIM and, in sigma, Euler's method;
             "ancestral" is DDPM; "heun" is Karras et al.'s.
-        noise: lambda >= 0 of the reverse process, 0 the probability-flow ODE. None: ``eta`` of each step, which
-            pipelines set to 0 unless told otherwise (for solvers that keep nothing between steps; others need it here).
+        noise: lambda of the reverse process, 0 to 10^6; 0 is the probability-flow ODE. None: ``eta`` of each step,
+            which pipelines set to 0 unless told otherwise (for solvers that keep nothing between steps; others need it
+            here).
         flow_shift, shift: of flow models; see ``fpfast.compat.levels.shifted``.
 
     All other arguments mean what they mean in diffusers: the training schedule (``beta_schedule`` "linear",

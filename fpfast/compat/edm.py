@@ -39,7 +39,8 @@ def edm_sampler(
             torch's default generator.
 
     Returns the samples as float64, as their sampler does; between the network's calls they are float32 here.
-    Raises ValueError for levels that do not descend from sigma_max to sigma_min, and outputs of another shape.
+    Raises ValueError for levels that do not descend from sigma_max to sigma_min, and outputs of another shape. Warns
+    with RuntimeWarning when samples hold NaN or infinity.
     """
     function("net", net, "a denoiser net(x, sigma, class_labels)")
     function("randn_like", randn_like, "a function")
