@@ -1,5 +1,5 @@
 // The Python module fpfast._native: addresses and sizes come in, are checked once more here, and go to a kernel.
-// fpfast/native.py is its only caller.
+// fpfast/native.py is its only caller, but for what it hands out to do the stages of a run (CpuStages).
 #include <pybind11/stl.h>
 
 #if defined(__linux__)
@@ -154,15 +154,17 @@ py::object ask(PyObject* tensor, PyObject* name, bool method) {
 }
 
 // The stages of a run. What does not change from one to the next is given, and checked, once. A small stage takes half
-// a microsecond, less than Python needs to look at its tensors: they come as they are, and their addresses, which a
-// network may change, are asked for here.
+// a microsecond, less than Python needs to look at its tensors: they come as they are, and are asked for their
+// addresses here. That they are as large as said, and contiguous, is up to the caller.
 class CpuStages {
  public:
-  CpuStages(const std::string& level, uintptr_t rows, uintptr_t times, int64_t count, int64_t samples, int64_t elements,
-            uintptr_t seeds, bool seeds_per_sample, int64_t first_sample, std::vector<py::object> dtypes, int threads)
+  CpuStages(const std::string& level, uintptr_t rows, uintptr_t times, uintptr_t t, int64_t count, int64_t samples,
+            int64_t elements, uintptr_t seeds, bool seeds_per_sample, int64_t first_sample,
+            std::vector<py::object> dtypes, int threads)
       : kernels_(kernels_of(level)),
         rows_(rows),
         times_(reinterpret_cast<const float*>(times)),
+        t_(reinterpret_cast<float*>(t)),
         count_(count),
         samples_(samples),
         elements_(elements),
@@ -171,13 +173,13 @@ class CpuStages {
         threads_(threads < 1 ? 1 : threads) {
     check_sizes(samples, elements, first_sample, 0);
     require(count >= 0 && count < (int64_t(1) << 40), "count: expected a number of rows");
-    require((rows != 0 && times != 0) || count == 0, "rows, times: a pointer is null");
+    require((rows != 0 && times != 0 && t != 0) || count == 0 || samples == 0, "rows, times, t: a pointer is null");
     require(dtypes_.size() == 3, "dtypes: expected those of the codes 0 to 2");
   }
 
   // Combines, and leaves the time of the next row in t.
-  void combine(int64_t row, const py::object& out, const py::tuple& operands, const py::object& t, bool noisy,
-               int stream, int64_t draw) const {
+  void combine(int64_t row, const py::object& out, const py::tuple& operands, bool noisy, int stream,
+               int64_t draw) const {
     require(row >= 0 && row < count_, "row: expected one of the rows");
     require(stream >= 0 && stream < (1 << 16), "stream: expected 16 bits");
     require(draw >= 0 && draw <= int64_t(UINT32_MAX), "draw: expected 32 bits");
@@ -190,11 +192,9 @@ class CpuStages {
     for (const py::handle& operand : operands) read.emplace_back(address(operand), dtype(operand));
     const uintptr_t coef = rows_ + 5 * sizeof(float) * uintptr_t(row);
     const Combine op = make_combine(address(out), read, coef, false, 0, 0, noise, samples_, elements_);
-    float* const next = reinterpret_cast<float*>(address(t));
-    require(next != nullptr || samples_ == 0, "t: a pointer is null");
     combine_in_parts(kernels_, op, threads_);
     if (row + 1 < count_)
-      in_parts(samples_, samples_, [&](int64_t, int64_t count) { std::fill_n(next, count, times_[row + 1]); });
+      in_parts(samples_, samples_, [&](int64_t, int64_t count) { std::fill_n(t_, count, times_[row + 1]); });
   }
 
  private:
@@ -214,6 +214,7 @@ class CpuStages {
   const CpuKernels& kernels_;
   uintptr_t rows_;
   const float* times_;
+  float* t_;
   int64_t count_, samples_, elements_;
   Noise noise_;
   std::vector<py::object> dtypes_;
@@ -275,8 +276,8 @@ PYBIND11_MODULE(_native, m) {
   m.def("cpu_combine", cpu_combine);
   m.def("cpu_noise", cpu_noise);
   py::class_<CpuStages>(m, "CpuStages")
-      .def(py::init<const std::string&, uintptr_t, uintptr_t, int64_t, int64_t, int64_t, uintptr_t, bool, int64_t,
-                    std::vector<py::object>, int>())
+      .def(py::init<const std::string&, uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t, uintptr_t, bool,
+                    int64_t, std::vector<py::object>, int>())
       .def("combine", &CpuStages::combine);
   bind_pairs(m);
   bind_residual(m);

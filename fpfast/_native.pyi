@@ -1,7 +1,5 @@
 """The compiled module (csrc/bindings.cpp). Addresses are ``Tensor.data_ptr()``, operands (address, dtype code)."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -120,12 +118,13 @@ def cuda_trajectory(
     cuda_stream: int,
 ) -> None: ...
 
-class CpuStages:  # rows, times and seeds are addresses; those of one run
+class CpuStages:  # rows, times, t and seeds are addresses; those of one run
     def __init__(
         self,
         level: str,
         rows: int,
         times: int,
+        t: int,
         count: int,
         samples: int,
         elements: int,
@@ -136,5 +135,5 @@ class CpuStages:  # rows, times and seeds are addresses; those of one run
         threads: int,
     ) -> None: ...
     def combine(
-        self, row: int, out: Tensor, operands: Sequence[Tensor], t: Tensor, noisy: bool, stream: int, draw: int
+        self, row: int, out: Tensor, operands: tuple[Tensor, ...], noisy: bool, stream: int, draw: int
     ) -> None: ...

@@ -28,7 +28,6 @@ from fpfast.score import Score
 from fpfast.times import grid
 
 LARGEST = 2  # dimension that is integrated over
-EDGES = 1e-30, 1e30
 
 
 class Certificate(NamedTuple):
@@ -77,7 +76,7 @@ def certificate(
         raise bad("score", "one that predicts 'potential'", repr(score.predicts))
     dimension = integer("dimension", dimension, 1, LARGEST)
     n, nodes = integer("n", n, 2, 2**48), integer("nodes", nodes, 3, 10**9)
-    edge = None if edge is None else real("edge", edge, "a number from 10^-30 to 10^30", *EDGES)
+    edge = None if edge is None else real("edge", edge, "a number from 10^-30 to 10^30", 1e-30, 1e30)
     key = noise.seed_tensor(seed, n)
     if key.ndim:
         raise bad("seed", "one for all samples", f"{n} seeds")
@@ -94,7 +93,7 @@ def certificate(
     if not bool(end.isfinite().all()):
         raise bad("score", "one whose samples are finite", "NaN or infinity")
     if edge is None:
-        edge = real("score", 1.5 * float(end.abs().max()), "one whose samples reach 10^-30 to 10^30", *EDGES)
+        edge = 1.5 * real("score", float(end.abs().max()), "one whose samples reach 10^-30 to 10^29", 1e-30, 1e29)
 
     along = torch.stack(residuals)  # [times, n]
     paths = -torch.trapezoid(along, t, dim=0)  # times descend

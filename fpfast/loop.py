@@ -57,14 +57,16 @@ class Loop:
     def __call__(
         self, x: Tensor, seed: Tensor, first_sample: int, advance: Advance | None = None, watch: Watch | None = None
     ) -> Tensor:
-        batch = Batch({"x": x}, [x], x.new_empty(len(x)), seed, first_sample)
+        t = x.new_empty(len(x))
+        batch = Batch({"x": x}, [x], t, seed, first_sample)
+        self.memory = t.untyped_storage()  # which someone may take from t
         self.counts = not x.is_inference()  # inference tensors do not count their versions
         self.like = x.dtype, x.shape, x.device
         self.native = None
         stages = getattr(backends.kernels(self.backend), "stages", None)  # of the native kernels on the CPU
         if stages is not None:
-            self.native = stages(self.rows.rows, self.rows.times, x, seed, first_sample)
-            batch.t.fill_(self.rows.numbers[0][0])
+            self.native = stages(self.rows.rows, self.rows.times, t, x, seed, first_sample)
+            t.fill_(self.rows.numbers[0][0])
         for i in range(self.steps):
             if watch is not None:
                 watch.remember(batch.slots["x"])
@@ -94,9 +96,10 @@ class Loop:
             alone = work.in_place and not (rows.keeps_states and _shared(first, slots))
             out = first if alone else _free(batch.states, slots)
             if native is not None:
-                native(i * rows.stages + j, out, operands, batch.t, work.noisy, work.stream, i)
+                row = i * rows.stages + j
+                native(row, out, operands, work.noisy, work.stream, i)
                 if self.counts:
-                    increment_version((out, batch.t))
+                    increment_version((out, batch.t) if row < rows.last else (out,))
             else:
                 key = Key(batch.seed, batch.first_sample, work.stream, i) if work.noisy else None
                 coef = rows.row(i, j) if batch.position is None else rows.rows[:, j]
@@ -116,17 +119,16 @@ class Loop:
 
     def _evaluate(self, work: Work, x: Tensor, t: Tensor, slots: Slots) -> None:
         """Calls the network, and puts what it says into the slots; small steps are made of this."""
-        version = x._version if self.counts else 0
+        version, inputs = x._version if self.counts else 0, (x.data_ptr(), t.data_ptr())
         outputs = self.score.outputs(x, t) if self.direct is None else (self._one(self.direct(x, t), x),)
-        if self.counts and x._version != version:
-            raise bad("net", "a network that leaves its input as it is", "one that changed x in place")
+        if (x.data_ptr(), t.data_ptr()) != inputs or (self.counts and x._version != version):
+            changed = "x in place" if t.data_ptr() == inputs[1] else "where t is stored"
+            raise bad("net", "a network that leaves its input as it is", f"one that changed {changed}")
         if self.rows.mix is not None:
-            conditional, unconditional = (y.to(x.dtype) for y in outputs)
-            outputs = (ops.combined([conditional, unconditional], self.rows.mix, None, self.backend),)
-        address = x.data_ptr()
-        for name, y in zip(work.outputs, outputs, strict=False):
-            # The network may have returned its input, which the next stage is about to overwrite.
-            slots[name] = y.clone() if y.data_ptr() == address else y
+            outputs = (ops.combined([y.to(x.dtype) for y in outputs], self.rows.mix, None, self.backend),)
+        for name, y in zip(work.outputs, outputs, strict=True):
+            # The network may have returned an input, which the next stage is about to overwrite.
+            slots[name] = y.clone() if y.data_ptr() in inputs else y
         if not self.rows.one_output:
             _check_new(work.outputs, slots)
 

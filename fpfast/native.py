@@ -1,10 +1,10 @@
-"""The compiled kernels as backends: tensors in, addresses and sizes out to ``fpfast._native``."""
+"""The compiled kernels as backends: tensors in, addresses and sizes (of stages, tensors) out to ``fpfast._native``."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -15,8 +15,7 @@ from fpfast.packing import Blocks, Fragments, Scratch
 from fpfast.reference import Key
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-# row, out, operands, t, noisy, stream, draw
-Stages = Callable[[int, Tensor, Sequence[Tensor], Tensor, bool, int, int], None]
+Stages = Callable[[int, Tensor, tuple[Tensor, ...], bool, int, int], None]  # row, out, operands, noisy, stream, draw
 Port = tuple[Tensor, int]  # [samples, rows] and its first row in the workspace
 KINDS = {"normal": 0, "uniform": 1, "rademacher": 2}
 SUMS = ("defect", "product", "probe_dot")  # of these every sample has one
@@ -133,16 +132,18 @@ class Cpu(_Pairs):
             torch.get_num_threads(),
         )
 
-    def stages(self, rows: Tensor, times: Tensor, state: Tensor, seed: Tensor, first_sample: int) -> Stages:
+    def stages(self, rows: Tensor, times: Tensor, t: Tensor, state: Tensor, seed: Tensor, first_sample: int) -> Stages:
         """A function that does the stages of a run: what stays the same is looked at once.
 
-        It leaves the next row's time in t. ``rows``, [steps, stages, 5], ``times``, [steps, stages], and ``seed`` must
-        live as long as it does; its tensors are as large as ``state`` and its batch.
+        It leaves the next row's time in all of ``t``, [samples]. ``rows``, [steps, stages, 5], ``times``, [steps,
+        stages], ``seed`` and the memory of ``t`` must live as long as it does. All are contiguous and float32, and
+        the tensors that it is given are as large as ``state``.
         """
         return _native.CpuStages(
             self.level,
             rows.data_ptr(),
             times.data_ptr(),
+            t.data_ptr(),
             times.numel(),
             *_sizes(state),
             seed.data_ptr(),

@@ -272,10 +272,10 @@ def combined(operands: list[Tensor], coef: Tensor, key: Key | None, backend: str
     return out
 
 
-def changed(*outs: Tensor) -> None:
-    """Tells autograd that a kernel wrote to ``outs``: a network may have saved them for a graph of its own."""
-    if not outs[0].is_inference():
-        torch.autograd.graph.increment_version(outs)
+def changed(out: Tensor) -> None:
+    """Tells autograd that a kernel wrote to ``out``: a network may have saved it for a graph of its own."""
+    if not out.is_inference():
+        torch.autograd.graph.increment_version(out)
 
 
 def noise(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ class Work(NamedTuple):
 
     at: str | None  # slot that the network is called at; None where it is not
     outputs: tuple[str, ...]  # slots for what it says
-    read: Callable[[Slots], Sequence[Tensor]]  # the operands
+    read: Callable[[Slots], tuple[Tensor, ...]]  # the operands
     to: str
     in_place: bool  # the first operand is no more needed, unless another slot shares its memory
     keep: tuple[tuple[str, str], ...]
@@ -36,8 +36,9 @@ class Rows:
         # Too many outputs for one call are mixed first.
         self.mix: Tensor | None = None
         if max(sum(len(_named(slot, weights)) for slot in stage.of) for stage in table.stages) > 4:
-            self.mix = torch.tensor([*weights, 0, 0, 0], dtype=dtype, device=device)
+            self.mix = torch.tensor([*weights, *[0.0] * (5 - len(weights))], dtype=dtype, device=device)
             weights = (1.0,)
+        self.last = steps * self.stages - 1  # row
         rows = torch.zeros_like(table.coef)  # of the operands that are read, then zeros
         rows[:, :, 0], rows[:, :, 4] = table.coef[:, :, 0], table.coef[:, :, 4]
         codes = torch.zeros(steps, self.stages, dtype=torch.int64)
@@ -90,9 +91,9 @@ class Rows:
 
 
 def _named(slot: str, weights: tuple[float, ...]) -> dict[str, float]:
-    """A state, or the outputs of a call: names and weights. The second has a name that no solver would give."""
-    return dict(zip((slot, slot + "\0"), weights if is_output(slot) else (1.0,), strict=False))
+    """A state, or the outputs of a call: names and weights. All but the first have names that no solver would give."""
+    return {slot + k * "\0": weight for k, weight in enumerate(weights if is_output(slot) else (1.0,))}
 
 
-def _reader(*names: str) -> Callable[[Slots], Sequence[Tensor]]:
+def _reader(*names: str) -> Callable[[Slots], tuple[Tensor, ...]]:
     return itemgetter(*names) if len(names) > 1 else lambda slots: (slots[names[0]],)

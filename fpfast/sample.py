@@ -71,7 +71,7 @@ class Options(TypedDict, total=False):
 
 
 class Bar(tqdm):
-    """A progress bar, without two things of tqdm's that even one that is off would have.
+    """A progress bar, without two things of tqdm's that even one that is off would have (training's).
 
     They are a thread that watches over all bars, and a lock that forked processes share: one that is killed while it
     holds that would leave all others waiting.
@@ -153,8 +153,8 @@ def sample(
     in CUDA or Triton, on a GPU. It is called once, on three points, to check what was recognised (of a
     network on a GPU, a copy on the CPU); a potential a second time when it is new. backend="reference" calls it as any
     other network is called: as it is, so put it in evaluation mode if it has dropout. Its inputs x and t are the run's
-    own memory: the next step overwrites them, and the last state is what is returned. So a network must not change
-    them, and must clone what it wants to keep.
+    own memory: what follows the call overwrites them, and the last state is what is returned. So a network must not
+    change them, and must clone what it wants to keep.
 
     Any other network on a GPU is launched by replays as far as can be. Of steps that do the same but for their numbers
     the first is run as it is; at the second the network is called once for each evaluation, to be captured; the others
@@ -188,7 +188,7 @@ def sample(
     if seeds.ndim and first_sample:
         raise bad("first_sample", "0 where every sample has a seed of its own", first_sample)
     table, ends = _table(score, solver, times, steps, noise, final == "noise")
-    chosen = _callback_steps(callback_steps, len(ends))
+    chosen = set() if callback is None and callback_steps is None else _callback_steps(callback_steps, len(ends))
     net, not_fused = fusible(score, table, shape, asked, device, dtype, on_nonfinite == "freeze")
     fused = net is not None
     not_graph = "the network runs in the fused engine" if fused else graphs.obstacle(graph, score, device, backend)

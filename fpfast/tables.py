@@ -44,7 +44,12 @@ def checked(table: Any, steps: int) -> Table:
                 missing = ", ".join(sorted((at | read) - known - {stage.output}))
                 raise bad("solver", "slots that are written before they are read", missing)
             known |= writes(stage, asked)
-    return table
+    # Kernels read them so; a table that is so already may be one that was used before.
+    parts = {"coef": table.coef, "times": table.times, "evaluate": table.evaluate}
+    if all(x.is_contiguous() and x.is_cpu and x.dtype in (torch.float64, torch.bool) for x in parts.values()):
+        return table
+    coef, times = (parts[name].detach().to("cpu", torch.float64).contiguous() for name in ("coef", "times"))
+    return Table(table.stages, coef, times, table.evaluate.cpu().contiguous())
 
 
 def _check_stage(stage: Stage) -> None:

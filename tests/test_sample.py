@@ -12,7 +12,7 @@ import fpfast
 from fpfast.network import MLP
 from fpfast.sample import settled
 from fpfast.sde import SDES
-from fpfast.solvers import SOLVERS, Stage, make_row, make_table
+from fpfast.solvers import SOLVERS, Stage, Table, make_row, make_table
 
 N = 1500
 
@@ -111,6 +111,38 @@ def test_network_with_one_output_buffer():
             fpfast.sample(score, (5, 3), solver=solver, steps=4, seed=0)
 
 
+def test_network_that_returns_its_times():
+    """They too are overwritten before all stages have read them."""
+    options = {"steps": 3, "seed": 0, "times": "1:0:1"}
+    for solver in SOLVERS:
+        for shape, net in (((5,), lambda x, t: t), ((5, 1), lambda x, t: t[:, None])):
+            copy = fpfast.Score(lambda x, t, net=net: net(x, t).clone(), fpfast.OU(T=1.0))
+            a, b = (fpfast.sample(s, shape, solver=solver, **options) for s in (fpfast.Score(net, copy.sde), copy))
+            assert same_bits(a, b)
+
+
+def moved(which, to):
+    def net(x, t):
+        y = -x
+        {"x": x, "t": t}[which].data = to(x if which == "x" else t)
+        return y
+
+    return net
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=native)])
+@pytest.mark.parametrize("which", ["x", "t"])
+def test_network_that_puts_its_input_elsewhere_is_refused(which, backend):
+    """That does not count as a change in torch; kernels would write to memory that is no more."""
+    said = (
+        r"^net: expected a network that leaves its input as it is, got one that changed "
+        + {"x": "x", "t": "where t"}[which]
+    )
+    for to in (lambda x: torch.zeros(1), lambda x: torch.zeros(1).expand(x.shape), torch.Tensor.double, torch.clone):
+        with pytest.raises(ValueError, match=said):
+            fpfast.sample(fpfast.Score(moved(which, to), fpfast.VP()), (20000, 1), steps=3, seed=0, backend=backend)
+
+
 def test_network_that_changes_its_input_is_refused():
     for n in (1, 4):
         with pytest.raises(ValueError, match=r"^net: expected a network that leaves its input as it is"):
@@ -136,6 +168,40 @@ def midpoint(plan):
         (Stage("u", ("x", "y"), at="x"), make_row(h, 1 - h / 2 * a, -h / 2 * b), plan.now),
         (Stage("x", ("x", "u", "y1"), at="u", output="y1"), make_row(h, 1, -h * c, -h * d), middle),
     )
+
+
+@pytest.mark.parametrize("network", ["any", "fused"])
+@pytest.mark.parametrize("backend", ["reference", pytest.param("auto", marks=native)])
+def test_a_table_may_lie_in_memory_as_it_likes(network, backend):
+    def turned(plan):
+        table = SOLVERS["heun"](plan)
+        parts = (x.transpose(0, 1).contiguous().transpose(0, 1) for x in (table.coef, table.times, table.evaluate))
+        return Table(table.stages, *parts)
+
+    torch.manual_seed(0)
+    score = fpfast.Score(MLP(2, hidden=[8]) if network == "fused" else lambda x, t: -x * t[:, None], fpfast.OU())
+    options = {"steps": 6, "seed": 0, "backend": backend}
+    a, b = (fpfast.sample(score, (40, 2), solver=solver, **options) for solver in (turned, "heun"))
+    assert same_bits(a, b)
+
+
+class Three(fpfast.Score):
+    """The mean of three outputs."""
+
+    @property
+    def weights(self):
+        return 0.5, 0.25, 0.25
+
+    def outputs(self, x, t):
+        return -x, -2 * x, x * t[:, None]
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_score_of_three_outputs(solver):
+    """Two are those of guidance; a score of one's own may have more."""
+    one = fpfast.Score(lambda x, t: -x + 0.25 * (x * t[:, None]), fpfast.OU())
+    a, b = (fpfast.sample(s, (40, 2), solver=solver, steps=6, seed=0) for s in (Three(one.net, one.sde), one))
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("network", ["any", "fused"])
@@ -303,5 +369,8 @@ def test_what_a_network_saved_for_a_graph_is_known_to_be_overwritten(backend, wh
         return -x
 
     fpfast.sample(fpfast.Score(net, fpfast.VP()), (5, 2), steps=3, seed=0, backend=backend)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        kept[0].backward()
+    for call in kept if which == "x" else kept[:-1]:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            call.backward()
+    if which == "t":
+        kept[-1].backward()  # nothing comes after it
