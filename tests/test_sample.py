@@ -186,7 +186,7 @@ def test_a_table_may_lie_in_memory_as_it_likes(network, backend):
 
 
 class Three(fpfast.Score):
-    """The mean of three outputs."""
+    """A weighted mean of three outputs."""
 
     @property
     def weights(self):
@@ -310,7 +310,7 @@ def test_float64_state_and_image_shapes():
 
 
 def test_no_thread_is_left_behind(monkeypatch):
-    """tqdm starts one for the first bar of a process, even for one that is off."""
+    """tqdm starts one for the first bar of a process."""
     monkeypatch.setattr(tqdm, "monitor", None)
     before = threading.active_count()
     run()
