@@ -14,7 +14,6 @@ import math
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,12 +23,10 @@ from fpfast import backends
 from fpfast.assemble import PLAIN, Layout, Program, assemble
 from fpfast.errors import bad, integer, key
 from fpfast.jets import Jets
-from fpfast.packing import blocks
+from fpfast.packed import Packed, obstacle
 from fpfast.program import Value, divergence, gradient, joined
 from fpfast.recognise import check_modules, known, marks, recognise, unchanged
-from fpfast.reference import Key
 from fpfast.traced import Unsupported, first_line
-from fpfast.watch import Watch
 
 __all__ = ["Fused", "Unsupported", "compile"]
 
@@ -196,7 +193,7 @@ class Fused:
 
     def kernels(self, x: Tensor) -> backends.Residuals | None:
         """Those that compute residuals of tensors like x; None where there are none."""
-        if _obstacle(x) is None:
+        if obstacle(x) is None:
             from fpfast.native import Cpu
 
             return Cpu(self.level)
@@ -266,7 +263,7 @@ class Fused:
         asked = torch.is_grad_enabled() and any(
             getattr(v, "requires_grad", False) for v in (x, t, *self.net.parameters())
         )
-        return not asked and _obstacle(x) is None
+        return not asked and obstacle(x) is None
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """net(x, t)."""
@@ -316,7 +313,7 @@ class Fused:
         return evaluate
 
     def _evaluate(self, what: str, columns: int, x: Tensor, t: Tensor) -> Tensor:
-        if (reason := _obstacle(x)) is not None:
+        if (reason := obstacle(x)) is not None:
             raise RuntimeError(f"fused engine: {reason}")
         if x.ndim != 2 or x.shape[1] != self.dimension:
             raise bad("x", f"shape (B, {self.dimension})", tuple(x.shape))
@@ -416,73 +413,3 @@ def _autograd(net: nn.Module, x: Tensor, t: Tensor) -> Tensor:
     with torch.inference_mode(False), torch.enable_grad():
         x = x.clone().requires_grad_()
         return torch.autograd.grad(net(x, t.clone()).sum(), x)[0]
-
-
-def _obstacle(x: Tensor) -> str | None:
-    if (missing := backends.BACKENDS["cpu"].missing()) is not None:
-        return missing
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
-        return f"it serves float32 and float64 on the CPU, not {x.dtype} on {x.device}"
-    return None
-
-
-class Packed:
-    """A program with its weights as the kernel wants them."""
-
-    def __init__(self, program: Program, dtype: torch.dtype, level: str | None) -> None:
-        from fpfast.native import Cpu  # which is not there where the kernels are not built
-
-        self.cpu = Cpu(level)
-        self.program = program
-        self.weights = program.weights(partial(blocks, rows=self.cpu.block_rows), dtype)
-
-    def evaluate(self, x: Tensor, out: Tensor, biases: Tensor, per_sample: bool = False) -> None:
-        """out = the program's value at x; ``biases`` has one row, or one for each sample."""
-        code, rows, dimension = self.program.instructions, self.program.rows, x.shape[1]
-        inputs = [(x, 0)]
-        if per_sample:
-            code, inputs = self.program.with_biases_at(rows), [*inputs, (biases, rows)]
-            rows += biases.shape[1]
-        self.cpu.trajectory(
-            inputs=inputs,
-            outputs=[(out, dimension)],
-            program=code,
-            weights=self.weights,
-            biases=biases,
-            actions=torch.tensor([[1, 0, 0, dimension, 0, 0, 0, 0, 0, 0]]),
-            steps=(0, 1),
-            evaluations=torch.zeros(1, 1, dtype=torch.int64),
-            coef=torch.zeros(1, 1, 5, dtype=x.dtype),
-            dimension=dimension,
-            rows=rows,
-        )
-
-    def run(
-        self,
-        slots: list[tuple[Tensor, int]],  # [samples, d] and the first row of each; changed in place
-        actions: Tensor,
-        steps: tuple[int, int],
-        evaluations: Tensor,
-        coef: Tensor,
-        biases: Tensor,
-        dimension: int,
-        key: Key,
-        watch: Watch | None = None,
-    ) -> None:
-        """Steps of a trajectory; see ``native.Cpu.trajectory``."""
-        self.cpu.trajectory(
-            inputs=slots,
-            outputs=slots,
-            program=self.program.instructions,
-            weights=self.weights,
-            biases=biases,
-            actions=actions,
-            steps=steps,
-            evaluations=evaluations,
-            coef=coef,
-            dimension=dimension,
-            rows=self.program.rows,
-            key=key,
-            broken=None if watch is None else watch.broken,
-            freeze=watch is not None and watch.freeze,
-        )

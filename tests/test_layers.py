@@ -49,7 +49,7 @@ LAYERS = [
     ["points"],
     ["score"],
     ["fused"],
-    ["fragments", "tiles", "jets"],
+    ["packed", "fragments", "tiles", "jets"],
     ["recognise"],
     ["layers"],
     ["shapes"],
