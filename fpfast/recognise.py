@@ -52,10 +52,11 @@ def recognise(net: nn.Module, dimension: int, time_column: bool) -> Recognised:
     check_modules(net)
     source = Input(dimension)
     time = OfTime((1,), lambda t: t[:, None]) if time_column else OfTime((), lambda t: t)
+    sizes = [(dimension,), time.tail]
     with TRACING:
         for _ in range(TRIES):
             watch, before = _Watch(), _states()
-            graph, constants = _trace(net, watch)
+            graph, constants = _trace(net, sizes, watch)
             if all(map(numpy.array_equal, before, _states())):
                 break
         else:
@@ -103,11 +104,35 @@ def known(module: nn.Module) -> bool:
     return type(module) in (*LAYERS, *CONTAINERS, nn.Module) or any(True for _ in module.children())
 
 
+class _Sized(fx.Proxy):
+    """x or t: the number of its dimensions and all sizes but the number of samples are known, and may be asked for."""
+
+    def __init__(self, node: fx.Node, tracer: fx.Tracer, sizes: tuple[int, ...]) -> None:
+        super().__init__(node, tracer)
+        self.sizes = sizes
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        samples: Any = self.tracer.create_proxy("call_method", "size", (self, 0), {})
+        return samples, *self.sizes
+
+    @property
+    def ndim(self) -> int:
+        return 1 + len(self.sizes)
+
+    def dim(self) -> int:
+        return self.ndim
+
+    def size(self, dim: int | None = None) -> Any:
+        return self.shape if dim is None else self.shape[dim]
+
+
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True  # else their values would be read once, at the trace
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: list[tuple[int, ...]]) -> None:
         super().__init__()
+        self.sizes = list(sizes)  # of inputs to come
         self.modes = self._modes()
         self.thread = threading.get_ident()
 
@@ -122,6 +147,11 @@ class _Tracer(fx.Tracer):
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        if node.op == "placeholder" and self.sizes:
+            return _Sized(node, self, self.sizes.pop(0))
+        return super().proxy(node)
+
     @staticmethod
     def _modes() -> tuple[bool, bool]:
         return torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
@@ -132,7 +162,7 @@ class _Tracer(fx.Tracer):
         return super().create_node(*args, **kwargs)
 
 
-def _trace(net: nn.Module, watch: _Watch) -> tuple[fx.Graph, dict[str, Tensor]]:
+def _trace(net: nn.Module, sizes: list[tuple[int, ...]], watch: _Watch) -> tuple[fx.Graph, dict[str, Tensor]]:
     """The graph, and the constants that tracing made of tensors without a name."""
     signature = list(inspect.signature(type(net).forward).parameters.values())[1:]
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -145,7 +175,7 @@ def _trace(net: nn.Module, watch: _Watch) -> tuple[fx.Graph, dict[str, Tensor]]:
     constants: dict[str, Tensor] = {}
     try:
         with watch, _NoDraws():
-            graph = _Tracer().trace(net, concrete_args={p.name: p.default for p in signature[2:]})
+            graph = _Tracer(sizes).trace(net, concrete_args={p.name: p.default for p in signature[2:]})
     except Unsupported:
         raise
     except Exception as error:  # whatever the user's forward does with something that is no tensor

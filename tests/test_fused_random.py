@@ -71,6 +71,7 @@ COLUMNS = [
     lambda t: t.reshape(-1, 1),
     lambda t: t.view(t.shape[0], 1),
     lambda t: t[..., None],
+    lambda t: t[:, None] if t.ndim == 1 else t,
 ]
 FACTORS = {
     "number": lambda h, v: 0.7 * h,
@@ -573,13 +574,26 @@ def time_by_row(self, x, t):
     return self.last(self.act(self.first(x))) + t
 
 
+def asks_for_sizes(self, x, t):
+    if x.ndim != 2 or x.shape[-1] != 2 or x.dim() != len(x.size()):
+        raise ValueError(f"x: {x.shape}")
+    assert t.shape[1:] == (), t.shape
+    t = t[:, None] if t.dim() == 1 else t
+    return self.last(self.act(self.first(x) * x.size(-1) ** -0.5 + t.expand(x.shape[0], x.ndim - 1)))
+
+
+def branch_on_batch(self, x, t):
+    return self.last(self.act(self.first(x))) * (2 if x.shape[0] > 3 else 1)
+
+
 FORWARDS = [
     in_place_unused, in_place_option_unused, out_option, in_place_on_view, in_place_on_time, foreach, augmented,
     augmented_alias, augmented_alias_of_identity, computed_bias, number_of_buffer, branch_on_buffer,
     number_of_parameter, is_tensor, type_is_tensor, caught, without_grad, custom_backward, autocast, batch_size,
-    default_flag, buffer_as_row, range_of_numbers, parameter_list, time_by_row,
+    default_flag, buffer_as_row, range_of_numbers, parameter_list, time_by_row, asks_for_sizes,
+    branch_on_batch,
 ]  # fmt: skip
-MUST_FUSE = [augmented, parameter_list]
+MUST_FUSE = [augmented, parameter_list, asks_for_sizes]
 
 
 def agrees(engine: fused.Fused, net: nn.Module) -> None:

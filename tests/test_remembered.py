@@ -70,7 +70,7 @@ CHANGES = {
 def traces(monkeypatch):
     """Counts how often a module is traced."""
     calls, trace = [], recognise._trace
-    monkeypatch.setattr(recognise, "_trace", lambda net, watch: calls.append(net) or trace(net, watch))
+    monkeypatch.setattr(recognise, "_trace", lambda net, *how: calls.append(net) or trace(net, *how))
     return calls
 
 
