@@ -81,16 +81,14 @@ def measure(case: Case, threads: int, repeats: int, peak: float) -> list[Row]:
             rows[side].failed = f"{type(error).__name__}: {error}".splitlines()[0][:160]
     gc.collect()
     gc.freeze()  # a user's process has not the objects of all peers, which a collection would walk through
-    times = dict.fromkeys(runs, 1)
+    # This round is not counted: after it each side has the memory it wants.
+    times = {side: math.ceil(case.shortest / seconds(run)) for side, run in runs.items()}
     for _ in range(repeats):
         for side, run in runs.items():
             time.sleep(PAUSE)
-            took = seconds(run, times[side])
-            if not rows[side].samples and took < case.shortest:
-                times[side] = math.ceil(case.shortest / took)
-                took = seconds(run, times[side])
-            rows[side].samples.append(took / case.count * case.scale)
+            rows[side].samples.append(seconds(run, times[side]) / case.count * case.scale)
     for side, run in runs.items():
+        time.sleep(PAUSE)
         rows[side].memory = memory_of(run)
     for row in rows.values():
         if row.samples:

@@ -2,8 +2,12 @@
 
 import csv
 import json
+import os
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +15,7 @@ pytest.importorskip("bench.timing", reason="bench/ is not beside the tests (a wh
 pytest.importorskip("markdown", reason="the report needs markdown, of the extra 'bench'")
 from bench import compare, page, report
 from bench.machine import memory_of
+from bench.run import KEPT
 from bench.timing import Row
 
 
@@ -80,6 +85,29 @@ def test_memory_of_a_run():
         pytest.skip("Linux does not say here what a process held at most")
     assert idle < 5
     assert 60 < memory_of(lambda: bytearray(b"x") * 64 * 2**20) < 70  # written to, so really there
+
+
+def test_memory_of_a_run_where_freed_memory_is_kept():
+    """As in the processes that are timed: a run's pages are not cleared again, but its memory is seen each time."""
+    if memory_of(lambda: None) is None:
+        pytest.skip("Linux does not say here what a process held at most")
+    program = """
+import resource
+from bench.machine import memory_of
+
+def run():
+    bytearray(b"x") * 64 * 2**20
+
+seen = [memory_of(run) for _ in range(2)]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+run()
+print(*seen, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    root = Path(__file__).resolve().parents[1]
+    made = subprocess.run([sys.executable, "-c", program], cwd=root, env={**os.environ, **KEPT}, capture_output=True)
+    *seen, faults = map(float, made.stdout.split())
+    assert [60 < memory < 70 for memory in seen] == [True, True], seen
+    assert faults < 1000  # of 16,384 pages
 
 
 class Links(HTMLParser):
