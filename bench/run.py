@@ -44,7 +44,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--suite", choices=SUITES, required=True)
     every = len(os.sched_getaffinity(0))
     parser.add_argument("--threads", type=int, nargs="+", default=[every], metavar="N", help="default: all processors")
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="samples of each side (default 5)")
+    parser.add_argument("--repeats", type=int, default=7, metavar="N", help="samples of each side (default 7)")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose 'group: name' contains TEXT")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does everything run? The times say nothing")
     parser.add_argument("--reference-data", type=Path, metavar="FOLDER", help="networks of arXiv 2311.15996")
