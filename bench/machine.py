@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-SOURCE = Path(__file__).with_name("machine.cpp")
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-ffp-contract=fast", "-shared", "-fPIC"]
 
 
@@ -41,22 +40,22 @@ def cores(count: int) -> set[int]:
     return set(ordered[:count])
 
 
+def build(source: str, folder: Path) -> Path:
+    """A library of a source file beside this one."""
+    library = folder / f"{source}.so"
+    subprocess.run(["g++", *FLAGS, str(Path(__file__).with_name(source)), "-o", str(library)], check=True)
+    return library
+
+
 def memory_of(run: Callable[[], Any]) -> float | None:
-    """MB that a run takes at most beyond what the process holds before it; None where Linux does not say."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: man 5 proc
-    except OSError:
+    """MB that a run's allocations come to at most at one time; None in a process without allocations.cpp preloaded."""
+    process = ctypes.CDLL(None)
+    if not hasattr(process, "count_allocations"):
         return None
-    ctypes.CDLL(None).malloc_trim(0)  # what is free in this process counts as not held
-    before = _status("VmRSS")
+    process.most_allocated.restype = ctypes.c_long
+    process.count_allocations()
     run()
-    return max(0, _status("VmHWM") - before) / 1024
-
-
-def _status(field: str) -> int:
-    """KiB."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1])
+    return process.most_allocated() / 2**20
 
 
 class Machine:
@@ -65,9 +64,7 @@ class Machine:
     def __init__(self, threads: int) -> None:
         self.threads = threads
         with tempfile.TemporaryDirectory() as folder:
-            library = Path(folder) / "machine.so"
-            subprocess.run(["g++", *FLAGS, str(SOURCE), "-o", str(library)], check=True)
-            self._native = ctypes.CDLL(str(library))
+            self._native = ctypes.CDLL(str(build("machine.cpp", Path(folder))))
         self._native.multiply_add.restype = ctypes.c_double
         self._native.multiply_add.argtypes = [ctypes.c_int64, ctypes.c_int]
         pointer, number = ctypes.c_void_p, ctypes.c_float

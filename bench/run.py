@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import report, timing
-from bench.machine import Machine, cores, processor
+from bench.machine import Machine, build, cores, processor
 from bench.timing import Row, measure
 
 SUITES = {
@@ -95,7 +95,8 @@ def collect(options: argparse.Namespace) -> tuple[list[Row], list[dict[str, Any]
             command = [sys.executable, "-m", "bench.run", *sys.argv[1:], *own]
             # Bound: else Linux may leave two threads of OpenMP on one processor, until its tick comes (4 ms).
             own_threads = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OMP_PROC_BIND": "true"}
-            environment = {**os.environ, **own_threads, **KEPT}
+            preloaded = {"LD_PRELOAD": str(build("allocations.cpp", Path(folder)))}
+            environment = {**os.environ, **own_threads, **KEPT, **preloaded}
             status = subprocess.run(command, env=environment, preexec_fn=confine).returncode
             if status:
                 wrong.append(f"the process with {threads} thread(s) ended with status {status}")

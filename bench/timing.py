@@ -64,7 +64,7 @@ class Row:
     share_of_peak: float | None = None
     curve: str = ""
     size: float = 0.0
-    memory: float | None = None  # MB that a run takes at most, beyond what was held before it
+    memory: float | None = None  # MB that a run's allocations come to at most at one time
     remark: str = ""
     failed: str = ""  # why there is no time
 
