@@ -34,8 +34,8 @@ SUITES = {
 }
 PEERS = ("diffusers", "k-diffusion", "torchsde", "torchdiffeq", "diffrax")
 RESULTS = Path(__file__).with_name("results")
-# Freed memory is kept. As it comes, glibc gives large blocks back and the kernel clears each page anew: more than half
-# of what torch took on 262,144 samples, and as much again or nothing from run to run.
+# Freed memory is kept. As it comes, glibc gives large blocks back and the kernel clears each page anew, which was more
+# than half of what torch took on 262,144 samples, and another share in each run.
 KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 
 
